@@ -1,0 +1,1 @@
+"""Deep metric learning: images -> batches -> embeddings -> loss, and embeddings -> ranking -> metrics -> tables."""

@@ -1,0 +1,197 @@
+"""Records of images and labels, the sources they form, and the torch data set over them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Records:
+    """Labelled images: N paths, or N uint8 arrays [H, W] or [H, W, 3].
+
+    Attributes:
+        images: N paths or arrays.
+        labels: [N] int64, indices into class_names.
+        class_names: one name a class.
+        boxes: [N, 4] bounding boxes (left, top, right, bottom) in pixels, if the source has them.
+    """
+
+    images: Sequence[Path] | np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    boxes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
+        assert self.boxes is None or self.boxes.shape == (len(self.labels), 4)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that have a name; labels run from 0 to one less."""
+        return len(self.class_names)
+
+    def subset(self, indices: np.ndarray) -> "Records":
+        """The images at `indices` [n]; classes that no image is left of are dropped and labels renumbered."""
+        kept, labels = np.unique(self.labels[indices], return_inverse=True)
+        images = self.images[indices] if isinstance(self.images, np.ndarray) else [self.images[i] for i in indices]
+        return Records(
+            images=images,
+            labels=labels.astype(np.int64),
+            class_names=tuple(self.class_names[c] for c in kept),
+            boxes=None if self.boxes is None else self.boxes[indices],
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every file of dml/data builds: training records, and test records that training never sees.
+
+    Attributes:
+        name: for tables.
+        train: the training records.
+        test: the test queries.
+        gallery: what the queries are searched in; None: in the other queries.
+        class_disjoint: train and test have no class in common (the retrieval protocol of the field); a validation
+            part of the training records is then class-disjoint too.
+    """
+
+    name: str
+    train: Records
+    test: Records
+    gallery: Records | None = None
+    class_disjoint: bool = True
+
+    def __post_init__(self) -> None:
+        common = sorted(set(self.train.class_names) & set(self.test.class_names))
+        if self.class_disjoint and common:
+            raise ValueError(
+                f"data: {len(common)} test classes of {self.name} are training classes too "
+                f"(the first: {common[0]}): no number measured on them would be one of unseen classes"
+            )
+
+    def hold_out(self, fraction: float, fold: int | None = None, folds: int = 5) -> tuple["Source", Records]:
+        """Split a validation part off the training records; the split depends on the arguments alone.
+
+        Class-disjoint sources give up whole classes, others a stratified part of the images.
+
+        Args:
+            fraction: of the training classes (or images) that becomes the validation part, in (0, 1).
+            fold: take part `fold` of `folds` equal ones instead, 0 .. folds - 1.
+            folds: their number.
+
+        Returns:
+            The source with fewer training records, and the validation records.
+
+        Raises:
+            ValueError: no class or image would be left on one of the sides; names the config key.
+        """
+        if fold is None:
+            if not 0 < fraction < 1:
+                raise ValueError(f"data.val_fraction={fraction} is not possible: it must lie between 0 and 1")
+            start, stop = 0.0, fraction
+        else:
+            if not 0 <= fold < folds or folds < 2:
+                raise ValueError(f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {folds - 1}")
+            start, stop = fold / folds, (fold + 1) / folds
+        labels = self.train.labels
+        rng = np.random.default_rng(0)
+
+        def part(shuffled: np.ndarray) -> np.ndarray:
+            return shuffled[round(start * len(shuffled)) : round(stop * len(shuffled))]
+
+        if self.class_disjoint:
+            held_out = np.isin(labels, part(rng.permutation(self.train.num_classes)))
+        else:
+            held_out = np.zeros(len(labels), dtype=bool)
+            for c in range(self.train.num_classes):
+                held_out[part(rng.permutation(np.flatnonzero(labels == c)))] = True
+        if held_out.all() or not held_out.any():
+            raise ValueError(
+                f"data.val_fraction={fraction} (fold {fold} of {folds}) leaves {len(labels) - held_out.sum()} "
+                f"images to train and {held_out.sum()} to validate"
+            )
+        validation = self.train.subset(np.flatnonzero(held_out))
+        return replace(self, train=self.train.subset(np.flatnonzero(~held_out))), validation
+
+
+def stratified_split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
+    """Split off `fraction` of the images of every class, at random: (the rest, the part)."""
+    rng = np.random.default_rng(seed)
+    part = np.zeros(len(records), dtype=bool)
+    for c in range(records.num_classes):
+        members = rng.permutation(np.flatnonzero(records.labels == c))
+        part[members[: round(fraction * len(members))]] = True
+    return records.subset(np.flatnonzero(~part)), records.subset(np.flatnonzero(part))
+
+
+def load_image(image: Path | np.ndarray) -> Image.Image:
+    """Decode an image to RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        ValueError: the file cannot be read; names its path.
+    """
+    if isinstance(image, np.ndarray):
+        return Image.fromarray(image).convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"the image {image} cannot be read: {error}") from error
+
+
+class ImageDataset(Dataset[tuple[Tensor, int, int]]):
+    """Records -> (image uint8 [3, H, W], label, index).
+
+    An item is asked for by its index, or by (index, seed): then the random choices of the transform depend on
+    that seed alone, whichever worker or process makes them.
+
+    Args:
+        records: the images.
+        transform: PIL image -> uint8 tensor [3, H, W] (or [crops, 3, H, W]).
+        crop_to_box: cut every image to its bounding box first.
+
+    Raises:
+        ValueError: crop_to_box for records without boxes.
+    """
+
+    def __init__(
+        self, records: Records, transform: Callable[[Image.Image], Tensor], *, crop_to_box: bool = False
+    ) -> None:
+        if crop_to_box and records.boxes is None:
+            raise ValueError("transform.crop_to_box=true is not possible: this data set has no bounding boxes")
+        self.records = records
+        self.transform = transform
+        self.crop_to_box = crop_to_box
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, item: Any) -> tuple[Tensor, int, int]:
+        """The transformed image, its label and its index."""
+        if isinstance(item, tuple):
+            index, seed = item
+            # As torch.random.fork_rng and torch.manual_seed do, for the CPU only: those take longer than an image.
+            state = torch.get_rng_state()
+            torch.default_generator.manual_seed(seed)
+            try:
+                return self._get(index)
+            finally:
+                torch.set_rng_state(state)
+        return self._get(item)
+
+    def _get(self, index: int) -> tuple[Tensor, int, int]:
+        image = load_image(self.records.images[index])
+        if self.crop_to_box:
+            assert self.records.boxes is not None
+            image = image.crop(tuple(self.records.boxes[index].tolist()))
+        return self.transform(image), int(self.records.labels[index]), index

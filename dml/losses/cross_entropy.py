@@ -1,0 +1,33 @@
+"""Softmax cross entropy over a linear classifier of the embeddings (Fig. 4 of the NRA paper)."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dml.losses.pairwise import full_precision, require
+
+
+class CrossEntropyLoss(nn.Module):
+    """Mean softmax cross entropy of `classifier(embeddings)`; the classifier trains with the network.
+
+    Args:
+        embedding_dim: d of the embeddings.
+        num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
+
+    Raises:
+        ValueError: a size is not positive.
+    """
+
+    min_samples_per_class = 1
+
+    def __init__(self, *, embedding_dim: int, num_classes: int) -> None:
+        super().__init__()
+        require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
+        require(num_classes > 0, "loss.num_classes", num_classes, "greater than 0")
+        self.classifier = nn.Linear(embedding_dim, num_classes)
+
+    @full_precision
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar."""
+        if len(embeddings) == 0:
+            return self.classifier(embeddings).sum()
+        return F.cross_entropy(self.classifier(embeddings), labels)

@@ -1,0 +1,49 @@
+"""Multi-class N-pair loss, Sohn (2016); eq. 4 of the NRA paper."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dml.losses.pairwise import full_precision, require, zero
+
+
+class NPairLoss(nn.Module):
+    """Of every class with two members in the batch, the first is the anchor and the second the positive.
+
+    The positives of the other classes are the negatives; the similarity is the dot product. Further members of a
+    class and classes with one member take no part.
+
+    Args:
+        l2_weight: weight of 0.25 * (mean |a|^2 + mean |p|^2), the regulariser of TensorFlow contrib's npairs_loss.
+
+    Raises:
+        ValueError: l2_weight is negative.
+    """
+
+    min_samples_per_class = 2
+
+    def __init__(self, *, l2_weight: float = 0.0) -> None:
+        super().__init__()
+        require(l2_weight >= 0, "loss.l2_weight", l2_weight, "0 or greater")
+        self.l2_weight = l2_weight
+
+    @full_precision
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar."""
+        # A stable sort puts the members of a class side by side in batch order.
+        ordered, order = labels.sort(stable=True)
+        starts = torch.ones_like(ordered, dtype=torch.bool)
+        starts[1:] = ordered[1:] != ordered[:-1]
+        first = torch.nonzero(starts).squeeze(1)
+        first = first[first + 1 < len(ordered)]
+        first = first[ordered[first] == ordered[first + 1]]
+        if len(first) == 0:
+            return zero(embeddings)
+        anchors, positives = embeddings[order[first]], embeddings[order[first + 1]]  # [N, d]
+        logits = anchors @ positives.T
+        # log(1 + sum exp(s_ij - s_ii)) is the cross entropy of row i with i as its class.
+        loss = F.cross_entropy(logits, torch.arange(len(first), device=logits.device))
+        if self.l2_weight:
+            norms = anchors.square().sum(dim=1).mean() + positives.square().sum(dim=1).mean()
+            loss = loss + 0.25 * self.l2_weight * norms
+        return loss

@@ -1,0 +1,75 @@
+"""Nonlinear rank approximation, the loss of Schall, Barthel, Hezel and Jung (2019), arXiv:1909.09427."""
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.pairwise import distance_to, extremes, full_precision, require, zero
+
+
+def transfer(r: Tensor, alpha: float) -> Tensor:
+    """The transfer function w(r; alpha) of eq. 10, elementwise for ranks r in [0, 1].
+
+    Its gradient at r = 0 and r = 1 is finite also for alpha < 1, where the formula's is infinite: it is 0 there.
+    """
+    low = r < 0.5
+    # Each branch sees only its own half, and the ends leave the power where its slope is infinite: an unused
+    # infinity would still become NaN in the gradient.
+    base = 2 * torch.where(low, r, 1 - r)
+    end = (base == 0) & (alpha < 1)
+    power = torch.where(end, torch.ones_like(base), base).pow(alpha).masked_fill(end, 0)
+    return torch.where(low, 0.5 * power, 1 - 0.5 * power)
+
+
+class NRALoss(nn.Module):
+    """J of eq. 13: worst positive and nearest negative of every anchor, as similarities of approximate ranks.
+
+    Distances are Euclidean, of embeddings as they come (the paper does not normalise them in training).
+    Anchors that lack a positive or a negative are left out of the mean. Where all distances of an anchor are equal
+    the rank of eq. 8 is 0/0; we take 0, so a collapsed embedding shows as a loss near -log(epsilon).
+
+    Args:
+        alpha: slope of the transfer function at r = 1/2, > 0.
+        epsilon: bounds the loss of one anchor, > 0.
+        detach_range: stop the gradient through D_min and D_max; the paper does not say, we let it flow.
+
+    Raises:
+        ValueError: alpha or epsilon is not positive.
+    """
+
+    min_samples_per_class = 2
+
+    def __init__(self, *, alpha: float = 4.0, epsilon: float = 1e-4, detach_range: bool = False) -> None:
+        super().__init__()
+        require(alpha > 0, "loss.alpha", alpha, "greater than 0")
+        require(epsilon > 0, "loss.epsilon", epsilon, "greater than 0")
+        self.alpha = alpha
+        self.epsilon = epsilon
+        self.detach_range = detach_range
+
+    @full_precision
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar."""
+        found = extremes(embeddings, labels)
+        if len(found.anchor) == 0:
+            return zero(embeddings)
+        # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.
+        d_positive, d_negative, d_max, d_min = (
+            distance_to(embeddings, found.anchor, other)
+            for other in (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
+        )
+        if self.detach_range:
+            d_max, d_min = d_max.detach(), d_min.detach()
+        span = d_max - d_min
+        flat = span == 0
+        span = torch.where(flat, torch.ones_like(span), span)
+        s_positive, s_negative = (
+            1 - transfer(_into_range(torch.where(flat, torch.zeros_like(d), (d - d_min) / span)), self.alpha)
+            for d in (d_positive, d_negative)
+        )
+        return -(torch.log(s_positive + self.epsilon) + torch.log(1 - s_negative + self.epsilon)).mean()
+
+
+def _into_range(rank: Tensor) -> Tensor:
+    # Mining and recomputing may round differently, so a rank can leave the [0, 1] of eq. 8 by an ulp. The value is
+    # clamped, the gradient is not: clamp would drop it at exactly 0 and 1, where the extremes are.
+    return rank + (rank.clamp(0, 1) - rank).detach()

@@ -1,0 +1,87 @@
+"""Triplet loss with all, semi-hard or hard mining; eq. 2 of the NRA paper on squared distances."""
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.pairwise import (
+    distance_to,
+    distances,
+    extremes,
+    full_precision,
+    negative_mask,
+    positive_mask,
+    require,
+    zero,
+)
+
+
+class TripletLoss(nn.Module):
+    """max(0, D_ap^2 - D_an^2 + margin), averaged over the mined triplets.
+
+    mining = all: every valid triplet of the batch, zeros included in the mean (Schultz and Joachims 2003).
+    mining = semi_hard: for every ordered positive pair that has a negative, the nearest negative that is farther
+        than the positive, else the farthest negative (FaceNet, Schroff et al. 2015; the fallback and the mean are
+        those of TensorFlow contrib's triplet_semihard_loss, which the NRA paper used).
+    mining = hard: for every anchor its farthest positive and nearest negative (Hermans et al. 2017, batch hard).
+
+    Raises:
+        ValueError: margin is not positive, or mining is none of the three.
+    """
+
+    min_samples_per_class = 2
+
+    def __init__(self, *, margin: float = 1.0, mining: str = "semi_hard") -> None:
+        super().__init__()
+        require(margin > 0, "loss.margin", margin, "greater than 0")
+        require(mining in ("all", "semi_hard", "hard"), "loss.mining", mining, "all, semi_hard or hard")
+        self.margin = margin
+        self.mining = mining
+
+    @full_precision
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar."""
+        if self.mining == "hard":
+            return self._hard(embeddings, labels)
+        squared = distances(embeddings).square()  # [m, m]
+        positive, negative = positive_mask(labels), negative_mask(labels)
+        if not (positive.any(dim=1) & negative.any(dim=1)).any():
+            return zero(embeddings)
+        mined = self._all if self.mining == "all" else self._semi_hard
+        return mined(squared, positive, negative)
+
+    def _hard(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        found = extremes(embeddings, labels)
+        if len(found.anchor) == 0:
+            return zero(embeddings)
+        d_positive = distance_to(embeddings, found.anchor, found.farthest_positive)
+        d_negative = distance_to(embeddings, found.anchor, found.nearest_negative)
+        return (d_positive.square() - d_negative.square() + self.margin).clamp_min(0).mean()
+
+    def _semi_hard(self, squared: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        with torch.no_grad():
+            negatives, order = squared.masked_fill(~negative, torch.inf).sort(dim=1, stable=True)
+            count = negative.sum(dim=1, keepdim=True)
+            # Position in the sorted row of the first negative strictly farther than each member: [m, m].
+            place = torch.searchsorted(negatives, squared.contiguous(), right=True)
+            place = torch.minimum(place, count - 1).clamp_min(0)  # none is farther: the farthest negative
+            anchor, member = torch.nonzero(positive & (count > 0), as_tuple=True)
+            chosen = order[anchor, place[anchor, member]]
+        gap = squared[anchor, member] - squared[anchor, chosen]
+        # A NaN in a member that no pair mined must still reach the loss, so that the run stops.
+        return (gap + self.margin).clamp_min(0).mean() + squared.detach().sum() * 0
+
+    def _all(self, squared: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        # The sum of hinges is piecewise linear in the squared distances: how often each entry takes part in an
+        # active triplet is its weight. Counting needs two sorts of each row, never a list of triplets.
+        with torch.no_grad():
+            positives = squared.masked_fill(~positive, torch.inf).sort(dim=1).values
+            negatives = squared.masked_fill(~negative, torch.inf).sort(dim=1).values
+            # A triplet is active where D_an^2 < D_ap^2 + margin: counted for its positive, then for its negative.
+            active_negatives = torch.searchsorted(negatives, squared + self.margin)
+            # The same sum on both sides: a triplet at the margin must round the same way for both of its members.
+            inactive = torch.searchsorted(positives + self.margin, squared, right=True)
+            active_positives = positive.sum(dim=1, keepdim=True) - inactive
+            weight = active_negatives * positive - active_positives.clamp_min(0) * negative
+            active = (active_negatives * positive).sum()
+            triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
+        return ((weight * squared).sum() + self.margin * active.to(squared.dtype)) / triplets

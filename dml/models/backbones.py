@@ -1,0 +1,170 @@
+"""Backbones by name: timm's own, and what this project registers with timm beside them.
+
+Importing this file makes `timm.create_model("googlenet", ...)` and `timm.create_model("convnet", ...)` work.
+"""
+
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
+
+from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
+
+_GOOGLENET_WEIGHTS = "https://download.pytorch.org/models/googlenet-1378be20.pth"
+
+default_cfgs = generate_default_cfgs(
+    {
+        # TF-Slim's Inception V1 as ported by torchvision: ImageNet top-1 69.8, the paper's initialisation. It was
+        # trained on images in [-1, 1], which torchvision's `transform_input` restores; here mean and std say so.
+        "googlenet.tf_in1k": {
+            "url": _GOOGLENET_WEIGHTS,
+            "num_classes": 1000,
+            "input_size": (3, 224, 224),
+            "pool_size": (7, 7),
+            "crop_pct": 0.875,
+            "interpolation": "bilinear",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "conv1.conv",
+            "classifier": "fc",
+            "license": "bsd-3-clause",
+        },
+    }
+)
+
+
+class GoogLeNet(TorchvisionGoogLeNet):
+    """torchvision's GoogLeNet (Inception V1 with batch norm) behind timm's interface, without auxiliary heads."""
+
+    def __init__(
+        self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2
+    ) -> None:
+        if in_chans != 3 or global_pool not in ("", "avg"):
+            raise ValueError(f"googlenet takes in_chans=3 and global_pool=avg, not {in_chans} and {global_pool}")
+        super().__init__(num_classes=1000, aux_logits=False, init_weights=True, dropout=drop_rate)
+        self.num_features = self.head_hidden_size = 1024
+        self.global_pool = global_pool
+        self.reset_classifier(num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity when `num_classes` is 0."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier; 0 classes leaves pooled features."""
+        self.num_classes = num_classes
+        self.global_pool = self.global_pool if global_pool is None else global_pool
+        if not isinstance(self.fc, nn.Linear) or self.fc.out_features != num_classes:
+            self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, 3, 224, 224], normalised to [-1, 1] -> feature maps [B, 1024, 7, 7]."""
+        x = self.maxpool1(self.conv1(x))
+        x = self.maxpool2(self.conv3(self.conv2(x)))
+        x = self.maxpool3(self.inception3b(self.inception3a(x)))
+        for block in ("4a", "4b", "4c", "4d", "4e"):
+            x = getattr(self, f"inception{block}")(x)
+        return self.inception5b(self.inception5a(self.maxpool4(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature maps [B, 1024, h, w] -> pooled features [B, 1024], or logits."""
+        if self.global_pool:
+            x = torch.flatten(self.avgpool(x), 1)
+        return x if pre_logits or not self.num_classes else self.fc(self.dropout(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images -> logits [B, num_classes], or pooled features [B, 1024] when `num_classes` is 0."""
+        return self.forward_head(self.forward_features(x))
+
+
+def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(("aux1.", "aux2."))}
+
+
+@register_model
+def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
+    """GoogLeNet (Szegedy et al. 2015): 1024 pooled features at `num_classes=0`."""
+    return build_model_with_cfg(
+        GoogLeNet, "googlenet", pretrained, pretrained_filter_fn=_without_auxiliary_heads, **kwargs
+    )
+
+
+def create_backbone(
+    *, name: str, pretrained: bool = False, checkpoint_path: str | None = None, **options: Any
+) -> nn.Module:
+    """Build a backbone that maps images [B, 3, H, W] to pooled features [B, C].
+
+    Args:
+        name: any name of `timm.list_models()`, googlenet, convnet, ...
+        pretrained: download the ImageNet weights (timm's choice for the name).
+        checkpoint_path: a weights file on disk, for machines without network; used instead of the download.
+        options: anything else that `timm.create_model` takes.
+
+    Returns:
+        The network, with `pretrained_cfg` (mean, std) and `head_hidden_size` as timm sets them.
+
+    Raises:
+        ValueError: unknown name, missing or unfitting file, or no network; names the config key.
+    """
+    if not timm.is_model(timm.models._registry.split_model_name_tag(name)[0]):
+        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"backbone.name={name} is no model that timm knows (near it: {close})")
+    if checkpoint_path is None:
+        overlay, num_classes = None, 0
+    elif Path(checkpoint_path).is_file():
+        # With the classifier the weights were trained with, timm loads strictly: a file of another network is an
+        # error, not a few warnings and random weights.
+        overlay, num_classes = {"file": str(checkpoint_path)}, None
+    else:
+        raise ValueError(f"backbone.checkpoint_path={checkpoint_path} does not exist")
+    try:
+        backbone = timm.create_model(
+            name,
+            pretrained=pretrained or overlay is not None,
+            pretrained_cfg_overlay=overlay,
+            num_classes=num_classes,
+            **options,
+        )
+        if backbone.num_classes:
+            backbone.reset_classifier(0)
+        return backbone
+    except Exception as error:
+        if overlay is not None:
+            raise ValueError(
+                f"backbone.checkpoint_path={checkpoint_path} does not hold weights of {name}: {_first_line(error)}"
+            ) from error
+        if pretrained and _is_missing_download(error):
+            raise ValueError(
+                f"the pretrained weights of {name} could not be downloaded ({_first_line(error)}). Fetch "
+                f"{_where_from(name)} on a machine with network and set backbone.checkpoint_path=FILE, "
+                "or train from scratch with backbone.pretrained=false"
+            ) from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _is_missing_download(error: BaseException | None) -> bool:
+    # timm reports through urllib (own servers) or through the hub client, whose errors derive from OSError or are
+    # wrapped in one of its own.
+    while error is not None:
+        if isinstance(error, (urllib.error.URLError, OSError)) or "huggingface_hub" in type(error).__module__:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _where_from(name: str) -> str:
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        return "its weights"
+    if cfg.hf_hub_id:
+        return f"model.safetensors of https://huggingface.co/{cfg.hf_hub_id.rstrip('/')}"
+    return str(cfg.url)

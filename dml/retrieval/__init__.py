@@ -1,0 +1,1 @@
+"""Embeddings -> ranking (search) -> pure metrics -> one flat dict (evaluator)."""

@@ -1,0 +1,146 @@
+"""What every loss promises. A test class names its variants and its oracle, and inherits these tests.
+
+`pytest_generate_tests` runs each test for every variant (`options`, the constructor's arguments) and batch.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests import oracles
+from tests.losses import SMOOTH, TIED, assert_gradient_close, value_and_gradient
+
+BATCHES = {"any_batch": SMOOTH | TIED, "smooth_batch": SMOOTH, "tied_batch": TIED}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "options" in metafunc.fixturenames:
+        metafunc.parametrize("options", metafunc.cls.variants, ids=str)
+    for name in (name for name in BATCHES if name in metafunc.fixturenames):
+        metafunc.parametrize(name, BATCHES[name].values(), ids=BATCHES[name].keys())
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Threads gain nothing on tensors this small, and waiting for each other they crawl on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class LossContract:
+    """The tests that all losses share."""
+
+    variants: tuple[dict[str, Any], ...] = ({},)
+    empty_batches: tuple[tuple[int, ...], ...] = ()  # labels without any valid pair or anchor
+    labels_that_count = (0, 0, 1, 1, 2)  # none of these samples is left out of the loss
+
+    def build(self, options: dict[str, Any], dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def oracle(self, loss: nn.Module, options: dict[str, Any], embeddings: Tensor, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def gradient_oracle(
+        self, loss: nn.Module, options: dict[str, Any], embeddings: Tensor, labels: Tensor, step: float
+    ) -> Tensor:
+        return oracles.numerical_gradient(lambda x: self.oracle(loss, options, x, labels), embeddings, step)
+
+    def permutation(self, labels: Tensor) -> Tensor:
+        """An order of the batch that must not change the loss."""
+        return torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))
+
+    def test_value_is_the_oracles(self, options, any_batch):
+        loss = self.build(options, any_batch.dim).double()
+        for embeddings, labels in any_batch.draws():
+            value, expected = loss(embeddings, labels), self.oracle(loss, options, embeddings, labels)
+            assert value.dtype == torch.float64 and value.shape == ()
+            torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-13)
+
+    def test_value_in_float32(self, options, any_batch):
+        loss = self.build(options, any_batch.dim)
+        for embeddings, labels in any_batch.draws():
+            embeddings = embeddings.float()
+            value, expected = loss(embeddings, labels), self.oracle(loss, options, embeddings, labels)
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+
+    def test_gradient_is_the_oracles(self, options, smooth_batch):
+        loss = self.build(options, smooth_batch.dim).double()
+        for embeddings, labels in smooth_batch.draws():
+            gradient = value_and_gradient(loss, embeddings, labels)[1]
+            expected = self.gradient_oracle(loss, options, embeddings, labels, 1e-6 * smooth_batch.scale)
+            assert_gradient_close(gradient, expected)
+
+    def test_gradient_at_ties_is_finite(self, options, tied_batch):
+        for dtype in (torch.float32, torch.float64):
+            loss = self.build(options, tied_batch.dim).to(dtype)
+            for embeddings, labels in tied_batch.draws():
+                assert value_and_gradient(loss, embeddings.to(dtype), labels)[1].isfinite().all()
+
+    def test_without_pairs_the_loss_is_zero_and_still_has_a_gradient(self, options):
+        for classes in self.empty_batches:
+            loss = self.build(options, 3)
+            for embeddings in (torch.randn(len(classes), 3), torch.zeros(len(classes), 3)):
+                embeddings.requires_grad_()
+                value = loss(embeddings, torch.tensor(classes))
+                assert value.item() == 0 and value.requires_grad
+                value.backward()
+                assert embeddings.grad is not None and (embeddings.grad == 0).all()
+            assert loss(torch.full((len(classes), 3), torch.nan), torch.tensor(classes)).isnan()
+
+    def test_bfloat16_autocast_changes_nothing(self, options):
+        loss = self.build(options, SMOOTH["unequal"].dim)
+        for embeddings, labels in SMOOTH["unequal"].draws():
+            expected = value_and_gradient(loss, embeddings.float(), labels)
+            actual = value_and_gradient(loss, embeddings.float(), labels, autocast=True)
+            assert torch.equal(actual[0], expected[0]) and torch.equal(actual[1], expected[1])
+
+    def test_bfloat16_embeddings_are_computed_in_float32(self, options):
+        loss = self.build(options, SMOOTH["unequal"].dim)
+        for embeddings, labels in SMOOTH["unequal"].draws():
+            value, gradient = value_and_gradient(loss, embeddings.bfloat16(), labels, autocast=True)
+            assert value.dtype == torch.float32 and gradient.isfinite().all()
+            expected = self.oracle(loss, options, embeddings.bfloat16(), labels)
+            torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-6)
+
+    def test_two_calls_agree_and_leave_the_inputs_alone(self, options, any_batch):
+        embeddings, labels = any_batch.make(0)
+        loss = self.build(options, any_batch.dim).double()
+        kept = embeddings.clone(), labels.clone()
+        first, second = (value_and_gradient(loss, embeddings, labels) for _ in range(2))
+        assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+        loss(embeddings, labels)
+        assert torch.equal(embeddings, kept[0]) and torch.equal(labels, kept[1])
+
+    def test_order_of_the_batch_does_not_matter(self, options, any_batch):
+        loss = self.build(options, any_batch.dim).double()
+        for embeddings, labels in any_batch.draws():
+            order = self.permutation(labels)
+            value, permuted = loss(embeddings, labels), loss(embeddings[order], labels[order])
+            torch.testing.assert_close(permuted, value, rtol=1e-12, atol=1e-13)
+
+    def test_nan_anywhere_gives_nan(self, options):
+        labels = torch.tensor(self.labels_that_count)
+        loss = self.build(options, 2)
+        for index in range(2 * len(labels)):
+            embeddings = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(index))
+            assert not loss(embeddings, labels).isnan()
+            embeddings.view(-1)[index] = torch.nan
+            assert loss(embeddings, labels).isnan()
+
+    def test_non_contiguous_inputs(self, options):
+        embeddings, labels = SMOOTH["huge_scale"].make(0)
+        loss = self.build(options, SMOOTH["huge_scale"].dim).double()
+        strided = embeddings.t().contiguous().t(), torch.stack([labels, labels + 1], 1)[:, 0]
+        assert not strided[0].is_contiguous() and not strided[1].is_contiguous()
+        torch.testing.assert_close(loss(*strided), loss(embeddings, labels), rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize("shapes", [((4,), (4,)), ((2, 4, 3), (2,)), ((4, 3), (3,)), ((4, 3), (4, 1))], ids=str)
+    def test_wrong_shapes_are_refused(self, options, shapes):
+        with pytest.raises(ValueError):
+            self.build(options, 3)(torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64))
