@@ -1,0 +1,133 @@
+"""Config -> objects: the only hydra.utils.instantiate calls. Data first; it fills in what the rest depends on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from dml.app.checks import check
+from dml.data.dataset import ImageDataset, Records, Source
+from dml.engine.callbacks import make_callbacks
+from dml.engine.datamodule import RetrievalData
+from dml.engine.module import MetricLearner
+from dml.engine.progress import StepProgressBar
+
+# Keys of the data group that say how its training part is split; the others go to the source's own function.
+SPLIT_KEYS = ("val_fraction", "fold", "folds")
+
+
+@dataclass
+class Built:
+    """What a run needs."""
+
+    source: Source
+    data: RetrievalData
+    model: MetricLearner
+
+
+def make(node: Any, **arguments: Any) -> Any:
+    """Instantiate a config node; a user's mistake in it surfaces as the ValueError that the part itself raised."""
+    if isinstance(node, DictConfig | ListConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+
+
+def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | None]:
+    """The source with the training records that validation leaves it, and the validation records."""
+    settings = OmegaConf.to_container(cfg.data, resolve=True)
+    assert isinstance(settings, dict)
+    split = {key: settings.pop(key) for key in SPLIT_KEYS if key in settings}
+    source = make(settings)
+    if not validate:
+        return source, None
+    return source.hold_out(split.get("val_fraction", 0.2), split.get("fold"), split.get("folds", 5))
+
+
+def fill_in(cfg: DictConfig, source: Source) -> None:
+    """Put into the loss's config what only data and embedder know; what the user set stays."""
+    with open_dict(cfg):
+        for key, value in (("num_classes", source.train.num_classes), ("embedding_dim", cfg.embedder.dim)):
+            if key in cfg.loss and cfg.loss[key] is None:
+                cfg.loss[key] = value
+
+
+def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
+    """Build data and model.
+
+    Args:
+        cfg: composed config; num_classes and embedding_dim of the loss are filled in, the only change made to it.
+        for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
+            checks of what only training needs.
+
+    Raises:
+        ValueError: a mistake in the config; names the key.
+    """
+    source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
+    if not for_evaluation:
+        fill_in(cfg, source)
+        check(cfg, source, validation)
+    transforms = make(cfg.transform)
+    if cfg.protocol.watch_test:
+        validation = source.test
+
+    def dataset(records: Records | None, train: bool = False) -> ImageDataset | None:
+        if records is None:
+            return None
+        transform = transforms.train() if train else transforms.test()
+        return ImageDataset(records, transform, crop_to_box=transforms.crop_to_box)
+
+    data = RetrievalData(
+        train=dataset(source.train, train=True),
+        validation=dataset(validation),
+        test=dataset(source.test),
+        gallery=dataset(source.gallery),
+        labels=source.train.labels,
+        sampler=make({**cfg.sampler, "_partial_": True}),
+        seed=cfg.seed,
+        eval_batch_size=cfg.loader.eval_batch_size,
+        workers=cfg.loader.workers,
+    )
+    backbone = make(cfg.backbone, **({"pretrained": False, "checkpoint_path": None} if for_evaluation else {}))
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    model = MetricLearner(
+        embedder=make(cfg.embedder, backbone=backbone),
+        loss=make(cfg.loss),
+        evaluator=make(cfg.evaluator),
+        optimizer=make({**cfg.optimizer, "_partial_": True}),
+        scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
+        config={str(key): value for key, value in config.items()},
+        watch_test=cfg.protocol.watch_test,
+    )
+    return Built(source, data, model)
+
+
+def build_trainer(cfg: DictConfig, folder: str, *, for_evaluation: bool = False) -> pl.Trainer:
+    """The Lightning trainer with its logger and callbacks, writing into `folder`."""
+    logger: Any = False
+    callbacks: list[pl.Callback] = []
+    if not for_evaluation:
+        logger = make(cfg.logger, save_dir=folder) if cfg.logger else False
+        callbacks += make_callbacks(
+            folder=f"{folder}/checkpoints",
+            monitor=cfg.protocol.monitor if cfg.protocol.validate else None,
+            patience=cfg.protocol.patience,
+            minutes=cfg.checkpoint_minutes,
+        )
+    if cfg.progress_bar:
+        callbacks.append(StepProgressBar())
+    return make(
+        cfg.trainer,
+        logger=logger,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        enable_progress_bar=cfg.progress_bar,
+    )

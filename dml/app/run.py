@@ -1,0 +1,203 @@
+"""run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from dml.app.build import Built, build, build_trainer
+from dml.app.checkpoint import read_checkpoint
+from dml.engine.module import NonFiniteLossError
+from dml.report.figures import draw_embedding
+
+# Lightning's own use of torch, nothing a user could change.
+warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+
+
+def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Turn a user's mistake into its message: Hydra prints a CompactHydraException without our stack.
+
+    HYDRA_FULL_ERROR=1 shows the stack.
+    """
+
+    def wrapper(cfg: DictConfig) -> Any:
+        try:
+            return run(cfg)
+        except (ValueError, NonFiniteLossError) as error:
+            raise CompactHydraException(_message(error)) from error
+
+    return wrapper
+
+
+def _message(error: Exception) -> str:
+    text = str(error)
+    if "Original Traceback" in text:
+        # A loader process hands over its whole stack as text; the last line is what went wrong.
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return text
+
+
+def run_train(cfg: DictConfig) -> dict[str, float]:
+    """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
+
+    Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and for
+    two-dimensional embeddings test_embeddings.npz and embedding.png.
+
+    Returns:
+        The final metrics: test/... and, when validated, the best val/... that chose the checkpoint.
+
+    Raises:
+        ValueError: a mistake in the config; names the key.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    built = build(cfg)
+    resumed = None if cfg.resume is None else _resume_point(cfg)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    trainer = build_trainer(cfg, str(folder))
+    for logger in trainer.loggers:
+        logger.log_hyperparams(built.model.config)
+    try:
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed, weights_only=True)
+        metrics = _test(cfg, trainer, built, folder)
+    finally:
+        _finish_wandb()
+    return metrics
+
+
+def _resume_point(cfg: DictConfig) -> str:
+    """The checkpoint that cfg.resume (a run folder or a checkpoint) names; the run's config must be this one."""
+    path = Path(cfg.resume)
+    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    before, now = read_checkpoint(path, "resume")["dml_config"], OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(now, dict)
+    free = {"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    changed = [str(key) for key in now if key not in free and now[key] != before.get(key)]
+    if changed:
+        raise ValueError(
+            f"resume={cfg.resume} was trained with other settings of {', '.join(changed)}: "
+            "give the same command as then, and resume= with it"
+        )
+    return str(path)
+
+
+def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> dict[str, float]:
+    best = trainer.checkpoint_callbacks[-1] if cfg.protocol.validate else None
+    chosen = best.best_model_path if best is not None and best.best_model_path else None  # type: ignore[attr-defined]
+    metrics: dict[str, float] = {}
+    if best is not None and chosen:
+        metrics[cfg.protocol.monitor] = float(best.best_model_score)  # type: ignore[attr-defined]
+    steps = trainer.global_step
+    metrics.update(trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)[0])
+    if trainer.is_global_zero:
+        (folder / "metrics.json").write_text(
+            json.dumps({"metrics": metrics, "row": _row(cfg, built, steps, chosen)}, indent=2) + "\n"
+        )
+        _print_table(metrics, folder)
+        _save_picture(cfg, trainer, built, metrics, folder)
+    return metrics
+
+
+def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[str, Any]:
+    """All that decides a result, for tables and for whoever compares two of them."""
+    config = built.model.config
+    step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
+    pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
+    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "lightning": pl.__version__}
+    return {
+        "data": built.source.name,
+        "train_images": len(built.source.train),
+        "train_classes": built.source.train.num_classes,
+        "loss": config["loss"],
+        "sampler": config["sampler"],
+        "backbone": config["backbone"]["name"],
+        "weights": pretrained or "random",
+        "dimension": config["embedder"]["dim"],
+        "freeze_bn": config["embedder"]["freeze_bn"],
+        "normalize": {"training": config["embedder"]["normalize"], "test": config["evaluator"]["normalize"]},
+        "transform": config["transform"],
+        "batch": config["sampler"]["classes_per_batch"] * config["sampler"]["samples_per_class"],
+        "optimizer": config["optimizer"],
+        "scheduler": config["scheduler"],
+        "precision": str(config["trainer"].get("precision", "32-true")),
+        "protocol": config["protocol"],
+        "split": {key: config["data"][key] for key in ("val_fraction", "fold", "folds") if key in config["data"]},
+        "leaked": config["protocol"]["watch_test"],
+        "seed": config["seed"],
+        "steps": steps,
+        "evaluated_step": step,
+        "versions": versions,
+    }
+
+
+def _save_picture(cfg: DictConfig, trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
+    assert built.model.test_embeddings is not None
+    embeddings, labels = built.model.test_embeddings
+    if embeddings.shape[1] != 2:
+        return
+    np.savez_compressed(folder / "test_embeddings.npz", embeddings=embeddings.numpy(), labels=labels.numpy())
+    picture = draw_embedding(folder, built.source.test.class_names, metrics.get("test/map"))
+    for logger in trainer.loggers:
+        if hasattr(logger, "log_image"):
+            logger.log_image("test/embedding", [str(picture)])
+
+
+def run_evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Rebuild data and model from a checkpoint and evaluate the test set again.
+
+    Writes metrics.json into the run's folder.
+
+    Raises:
+        ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
+    """
+    checkpoint = read_checkpoint(Path(cfg.ckpt_path), "ckpt_path")
+    trained = OmegaConf.create(checkpoint["dml_config"])
+    for group in ("data", "transform", "evaluator", "loader"):
+        trained[group] = cfg[group]
+    built = build(trained, for_evaluation=True)
+    try:
+        built.model.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
+    trainer = build_trainer(trained, str(folder), for_evaluation=True)
+    metrics = dict(trainer.test(built.model, built.data, verbose=False)[0])
+    if trainer.is_global_zero:
+        row = _row(trained, built, checkpoint["global_step"], None)
+        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
+        _print_table(metrics, folder)
+    return metrics
+
+
+def _print_table(metrics: dict[str, float], folder: Path) -> None:
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
+    print(f"Files: {folder}")
+
+
+def _finish_wandb() -> None:
+    """Close this job's W&B run, so that the next job of a multirun gets its own; the run is on disk already."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        wandb.finish()

@@ -1,0 +1,122 @@
+"""Loaders over a source; tells the sampler labels, seed, rank, world size and epoch."""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Sampler, Subset
+
+
+class _SeededBatches(Sampler[list[tuple[int, int]]]):
+    """A batch sampler's indices, each with a seed for the random choices of its image.
+
+    The seed depends on the run's seed, the epoch, the batch and the image alone: crops are the same with any number of
+    workers and processes, and after a resume.
+    """
+
+    def __init__(self, sampler: Any, seed: int) -> None:
+        self.sampler, self.seed = sampler, seed
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.sampler:
+            # The sampler has counted this batch already when it hands it out.
+            key = [self.seed, self.sampler.epoch, self.sampler.position]
+            base = int(np.random.default_rng(key).integers(2**62))
+            yield [(index, base + index) for index in batch]
+
+
+class RetrievalData(pl.LightningDataModule):
+    """Training batches by the sampler; validation and test images in order, each rank its share.
+
+    Args:
+        train, validation, test, gallery: torch data sets of (image, label, index); validation and gallery may be None.
+        labels: [N] of the training set, for the sampler.
+        sampler: factory, (labels, seed, rank, world_size) -> batch sampler with an epoch, a position and a state.
+        seed: of the batches and of the images' random choices.
+        eval_batch_size: images per validation or test batch.
+        workers: loader processes; None: as many as there are cores, at most 8, or none for images held in memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Any,
+        validation: Any | None,
+        test: Any,
+        gallery: Any | None,
+        labels: np.ndarray,
+        sampler: Callable[..., Any],
+        seed: int,
+        eval_batch_size: int,
+        workers: int | None,
+    ) -> None:
+        super().__init__()
+        self._train, self._validation, self._test, self._gallery = train, validation, test, gallery
+        self._labels, self._sampler_factory, self._seed = labels, sampler, seed
+        self._eval_batch_size = eval_batch_size
+        in_memory = isinstance(train.records.images, np.ndarray)
+        self._workers = (0 if in_memory else min(8, os.cpu_count() or 1)) if workers is None else workers
+        self._sampler: Any = None
+        self._resumed: dict[str, Any] | None = None
+
+    def start_epoch(self, epoch: int) -> None:
+        """Have the sampler draw this epoch."""
+        self._sampler.set_epoch(epoch)
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of (images uint8 [b, 3, H, W], labels [b], indices [b])."""
+        assert self.trainer is not None
+        self._sampler = self._sampler_factory(
+            labels=self._labels, seed=self._seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size
+        )
+        if self._resumed is not None:
+            self._sampler.load_state_dict(self._resumed)
+            self._resumed = None
+        return DataLoader(
+            self._train,
+            batch_sampler=_SeededBatches(self._sampler, self._seed),
+            num_workers=self._workers,
+            persistent_workers=self._workers > 0,
+            pin_memory=self._on_gpu(),
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The validation images; no loader when nothing is validated."""
+        return [] if self._validation is None else [self._in_order(self._validation)]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """The test queries, and the gallery if the source has one."""
+        return [self._in_order(part) for part in (self._test, self._gallery) if part is not None]
+
+    def _on_gpu(self) -> bool:
+        assert self.trainer is not None
+        return self.trainer.strategy.root_device.type == "cuda"
+
+    def _in_order(self, dataset: Any) -> DataLoader:
+        assert self.trainer is not None
+        if self.trainer.world_size > 1:
+            # Every rank its share, without the padding of DistributedSampler: nothing is seen twice.
+            dataset = Subset(dataset, range(self.trainer.global_rank, len(dataset), self.trainer.world_size))
+        return DataLoader(
+            dataset, batch_size=self._eval_batch_size, num_workers=self._workers, pin_memory=self._on_gpu()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sampler's state, by the batches trained on: workers have asked it for more than that."""
+        if self._sampler is None:
+            return {}
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        epoch = self.trainer.current_epoch
+        if done >= len(self._sampler):
+            epoch, done = epoch + 1, 0
+        return {**self._sampler.state_dict(), "epoch": epoch, "position": done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have the next training loader continue where the checkpoint was written."""
+        self._resumed = state_dict or None

@@ -1,0 +1,70 @@
+"""The only file that speaks torch.distributed. Without a process group every function is the identity."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _gather_rows(x: Tensor) -> list[Tensor]:
+    """The parts [b_r, ...] of all ranks, in the order of ranks; the parts may differ in length."""
+    sizes = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    longest = int(torch.stack(sizes).max())
+    padded = x.new_zeros((longest, *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return [part[: int(size)] for part, size in zip(parts, sizes, strict=True)]
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = _gather_rows(x)
+        ctx.start = sum(len(part) for part in parts[: dist.get_rank()])
+        ctx.rows = len(x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank computes the same loss of the whole batch, so the gradient of its own rows is already complete.
+        # DDP will average over the ranks what each derives from its own rows, where one process sums: hence the
+        # factor. Weights of the loss itself get the full gradient on every rank, and their average is right as it is.
+        return gradient[ctx.start : ctx.start + ctx.rows] * dist.get_world_size()
+
+
+def gather_batch(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's embeddings [b, d] and labels [b] -> those of the global batch [m, d], [m], with gradient."""
+    if not _distributed():
+        return embeddings, labels
+    return _GatherWithGradient.apply(embeddings), torch.cat(_gather_rows(labels))
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows [b, ...] of all ranks in the order of ranks, without gradient."""
+    return torch.cat(_gather_rows(x)) if _distributed() else x
+
+
+def on_first_rank(compute: Callable[[], T]) -> T:
+    """Compute on rank 0 and hand the result to all ranks; an error there is raised on all of them."""
+    if not _distributed():
+        return compute()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = compute()
+        except Exception as error:
+            box[1] = error
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]

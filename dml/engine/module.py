@@ -1,0 +1,123 @@
+"""The training step: embed, gather, loss, log; and evaluation over a whole loader."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from dml.engine.gather import gather_batch, gather_rows, on_first_rank
+
+Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; raised before the optimiser could put it into the weights."""
+
+
+class MetricLearner(pl.LightningModule):
+    """An embedder and a loss, trained together and judged by retrieval.
+
+    Args:
+        embedder: images -> embeddings [B, D].
+        loss: (embeddings [m, D], labels [m]) -> scalar; its own weights, if any, are trained too.
+        evaluator: (embeddings, labels, gallery=..., gallery_labels=...) -> dict of floats.
+        optimizer: factory, parameters -> optimiser.
+        scheduler: factory, optimiser -> learning rate scheduler, stepped after every batch; None: constant rate.
+        config: plain data that checkpoints carry, to rebuild all this.
+        watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
+            their own, so that nothing can mistake them for validation.
+    """
+
+    def __init__(
+        self,
+        *,
+        embedder: nn.Module,
+        loss: nn.Module,
+        evaluator: Callable[..., dict[str, float]],
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None,
+        config: dict[str, Any],
+        watch_test: bool = False,
+    ) -> None:
+        super().__init__()
+        self.embedder, self.loss, self.evaluator = embedder, loss, evaluator
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.config = config
+        self.watch_test = watch_test
+        self._seen: dict[int, list[Batch]] = {}
+        self.test_embeddings: tuple[Tensor, Tensor] | None = None
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser over all weights that learn, and the scheduler by step."""
+        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
+        if self._scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images -> embeddings [B, D]; crops of one image are averaged."""
+        if images.ndim == 4:
+            return self.embedder(images)
+        b, crops = images.shape[:2]
+        return self.embedder(images.flatten(0, 1)).view(b, crops, -1).mean(dim=1)
+
+    def on_train_epoch_start(self) -> None:
+        """Tell the sampler the epoch: Lightning does so for its own samplers only."""
+        self.trainer.datamodule.start_epoch(self.current_epoch)  # type: ignore[attr-defined]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of the global batch.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite.
+        """
+        images, labels, _ = batch
+        embeddings, labels = gather_batch(self.embedder(images), labels)
+        loss = self.loss(embeddings, labels)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} at step {self.global_step}: training stopped before the optimiser step. "
+                "The last checkpoint is kept; lower optimizer.lr, or look for images or labels that are broken"
+            )
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect embeddings."""
+        self._collect(batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect embeddings; loader 0 holds the queries, loader 1 (if any) the gallery."""
+        self._collect(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Evaluate what was collected, as val/... (or watched_test/... under protocol.watch_test)."""
+        self._evaluate("watched_test" if self.watch_test else "val")
+
+    def on_test_epoch_end(self) -> None:
+        """Evaluate what was collected, as test/..."""
+        self.test_embeddings = self._evaluate("test")
+
+    def _collect(self, batch: Batch, loader: int) -> None:
+        images, labels, index = batch
+        self._seen.setdefault(loader, []).append((self(images).float().cpu(), labels.cpu(), index.cpu()))
+
+    def _evaluate(self, stage: str) -> tuple[Tensor, Tensor]:
+        sides = []
+        for loader in sorted(self._seen):
+            # Each rank saw its share; put together in the order of the records, as one process sees them.
+            parts = [gather_rows(torch.cat(column).to(self.device)) for column in zip(*self._seen[loader], strict=True)]
+            embeddings, labels, index = (part.cpu() for part in parts)
+            order = index.argsort()
+            sides.append((embeddings[order], labels[order]))
+        self._seen.clear()
+        queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
+        metrics = on_first_rank(lambda: self.evaluator(*queries, gallery=gallery[0], gallery_labels=gallery[1]))
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, rank_zero_only=True)
+        return queries
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the config beside the weights."""
+        checkpoint["dml_config"] = self.config

@@ -1,0 +1,21 @@
+"""Evaluate a checkpoint again: `python evaluate.py ckpt_path=outputs/.../best.ckpt evaluator.ks=[1,10] ...`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run the job."""
+    from dml.app.run import as_user_error, run_evaluate
+
+    as_user_error(run_evaluate)(cfg)
+
+
+if __name__ == "__main__":
+    from dml.app.checkpoint import offer_trained_config
+
+    offer_trained_config(sys.argv[1:])
+    main()

@@ -1,0 +1,18 @@
+"""Train and test one configuration: `python train.py data=... method=... key=value ...`; -m sweeps."""
+
+import hydra
+from omegaconf import DictConfig
+
+
+@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    """Run the job; returns the validation metric, which sweepers maximise (never a test metric)."""
+    # Imported here so that --help and --cfg answer without loading torch.
+    from dml.app.run import as_user_error, run_train
+
+    metrics = as_user_error(run_train)(cfg)
+    return metrics.get(cfg.protocol.monitor) if cfg.protocol.validate else None
+
+
+if __name__ == "__main__":
+    main()
