@@ -28,7 +28,7 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever its unpickler or its zip reader meets
         raise ValueError(
             f"{key}={path} cannot be read as a checkpoint (truncated, or another kind of file): "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}"
+            f"{(str(error) or type(error).__name__).split('. ')[0]}"
         ) from error
     if not isinstance(checkpoint, dict) or not {"dml_config", "state_dict", "global_step"} <= checkpoint.keys():
         raise ValueError(f"{key}={path} is no checkpoint of a run of train.py: it carries no config")

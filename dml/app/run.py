@@ -103,7 +103,8 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> d
     if best is not None and chosen:
         metrics[cfg.protocol.monitor] = float(best.best_model_score)  # type: ignore[attr-defined]
     steps = trainer.global_step
-    metrics.update(trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)[0])
+    trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
+    metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
         (folder / "metrics.json").write_text(
             json.dumps({"metrics": metrics, "row": _row(cfg, built, steps, chosen)}, indent=2) + "\n"
@@ -120,6 +121,7 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[
     pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "lightning": pl.__version__}
     return {
+        "method": config["method_name"],
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,
@@ -177,7 +179,8 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
     trainer = build_trainer(trained, str(folder), for_evaluation=True)
-    metrics = dict(trainer.test(built.model, built.data, verbose=False)[0])
+    trainer.test(built.model, built.data, verbose=False)
+    metrics = built.model.test_metrics
     if trainer.is_global_zero:
         row = _row(trained, built, checkpoint["global_step"], None)
         (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")

@@ -53,9 +53,9 @@ class Transforms:
         ):
             if value not in choices:
                 raise ValueError(f"transform.{key}={value} is not possible: it must be one of {', '.join(choices)}")
-        for key, value in (("size", size), ("resize", resize)):
-            if value < 1:
-                raise ValueError(f"transform.{key}={value} is not possible: it must be greater than 0")
+        for key, pixels in (("size", size), ("resize", resize)):
+            if pixels < 1:
+                raise ValueError(f"transform.{key}={pixels} is not possible: it must be greater than 0")
         self.size, self.resize, self.resize_side, self.fill = size, resize, resize_side, fill
         self.train_crop, self.flip = train_crop, flip
         self.degrees, self.translate, self.scale = degrees, translate, scale

@@ -111,7 +111,7 @@ class RetrievalData(pl.LightningDataModule):
         if self._sampler is None:
             return {}
         assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         epoch = self.trainer.current_epoch
         if done >= len(self._sampler):
             epoch, done = epoch + 1, 0

@@ -48,6 +48,7 @@ class MetricLearner(pl.LightningModule):
         self.watch_test = watch_test
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
+        self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
     def configure_optimizers(self) -> Any:
         """The optimiser over all weights that learn, and the scheduler by step."""
@@ -98,13 +99,13 @@ class MetricLearner(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Evaluate what was collected, as test/..."""
-        self.test_embeddings = self._evaluate("test")
+        self.test_embeddings, self.test_metrics = self._evaluate("test")
 
     def _collect(self, batch: Batch, loader: int) -> None:
         images, labels, index = batch
         self._seen.setdefault(loader, []).append((self(images).float().cpu(), labels.cpu(), index.cpu()))
 
-    def _evaluate(self, stage: str) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, stage: str) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
         sides = []
         for loader in sorted(self._seen):
             # Each rank saw its share; put together in the order of the records, as one process sees them.
@@ -115,8 +116,9 @@ class MetricLearner(pl.LightningModule):
         self._seen.clear()
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
         metrics = on_first_rank(lambda: self.evaluator(*queries, gallery=gallery[0], gallery_labels=gallery[1]))
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, rank_zero_only=True)
-        return queries
+        metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
+        self.log_dict(metrics)  # the same on every rank
+        return queries, metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the config beside the weights."""

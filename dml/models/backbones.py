@@ -41,6 +41,8 @@ default_cfgs = generate_default_cfgs(
 class GoogLeNet(TorchvisionGoogLeNet):
     """torchvision's GoogLeNet (Inception V1 with batch norm) behind timm's interface, without auxiliary heads."""
 
+    fc: nn.Module
+
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2
     ) -> None:

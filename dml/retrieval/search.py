@@ -4,6 +4,8 @@ Distances are Euclidean. A query that is itself in the gallery is never its own 
 index, not by being the first hit, so duplicates do not fool it.
 """
 
+from typing import Any
+
 import faiss
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ def nearest(
     available = len(gallery) - (own_index is not None)
     if not 0 < k <= available:
         raise ValueError(f"evaluator.ks asks for {k} neighbours, but a query can have 1 to {available}")
-    index = faiss.IndexFlatL2(gallery.shape[1])
+    index: Any = faiss.IndexFlatL2(gallery.shape[1])
     if faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
     index.add(gallery)

@@ -47,13 +47,12 @@ class GroupSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        labels = np.asarray(labels)
+        classes, inverse, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
         self.batch_size = classes_per_batch * samples_per_class
         self.samples_per_class = samples_per_class
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self.position = 0
-        classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         # Images of each class, in ascending order: [C] arrays.
         self._members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
         what = f"{classes_per_batch} classes x {samples_per_class} images"

@@ -1,0 +1,205 @@
+"""The evaluator against the loops of tests/retrieval/oracle.py, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+from dml.retrieval import metrics
+from dml.retrieval.evaluator import METRICS, Evaluator
+from tests.retrieval import oracle
+
+KS = (1, 2, 5)
+RANKED = ("recall", "map@r", "r_precision", "map")
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])
+@pytest.mark.parametrize("classes", [2, 8, 70])  # of 70 classes, many have a single image
+def test_items_among_the_others(kind, classes):
+    x, y = oracle.embeddings_and_labels(kind, 90, 3, classes)
+    order, _ = oracle.ranking(x, x, np.arange(90))
+    result = Evaluator(ks=KS, metrics=RANKED, normalize=False)(x, y)
+    assert result == pytest.approx(oracle.scores(order, y, y, KS), rel=1e-12)
+    assert all(type(value) is float for value in result.values())
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_queries_among_a_gallery(kind, classes):
+    # Query classes that the gallery lacks, gallery classes that no query has, and queries that the gallery holds too.
+    q, q_labels = oracle.embeddings_and_labels(kind, 60, 3, classes, seed=1)
+    g, g_labels = oracle.embeddings_and_labels(kind, 80, 3, classes, seed=2)
+    q_labels += 3
+    g[:10] = q[:10]
+    order, _ = oracle.ranking(q, g)
+    result = Evaluator(ks=KS, metrics=RANKED, normalize=False)(q, q_labels, gallery=g, gallery_labels=g_labels)
+    assert result == pytest.approx(oracle.scores(order, q_labels, g_labels, KS), rel=1e-12)
+
+
+def test_embeddings_are_normalised_unless_told_otherwise():
+    x, y = oracle.embeddings_and_labels("random", 90, 4, 8)
+    x *= np.random.default_rng(1).uniform(0.1, 50, (90, 1))
+    own = np.arange(90)
+    expected = {
+        normalize: oracle.scores(oracle.ranking(z, z, own)[0], y, y, KS)
+        for normalize, z in ((True, oracle.normalised(x)), (False, x.astype(np.float32)))
+    }
+    assert expected[True] != expected[False]
+    assert Evaluator(ks=KS, metrics=RANKED)(x, y) == pytest.approx(expected[True], rel=1e-12)
+    for normalize in (True, False):
+        result = Evaluator(ks=KS, metrics=RANKED, normalize=normalize)(x, y)
+        assert result == pytest.approx(expected[normalize], rel=1e-12)
+
+
+def test_queries_and_gallery_are_both_normalised():
+    q, q_labels = oracle.embeddings_and_labels("random", 40, 4, 5, seed=1)
+    g, g_labels = oracle.embeddings_and_labels("random", 50, 4, 5, seed=2)
+    order, _ = oracle.ranking(oracle.normalised(q), oracle.normalised(g))
+    result = Evaluator(ks=KS, metrics=RANKED)(q * 9, q_labels, gallery=g * 0.1, gallery_labels=g_labels)
+    assert result == pytest.approx(oracle.scores(order, q_labels, g_labels, KS), rel=1e-12)
+
+
+def test_directions_that_become_equal_are_ties():
+    x, y = oracle.embeddings_and_labels("random", 30, 3, 4)
+    z = np.vstack([x, 2 * x, 0.25 * x])
+    labels = np.concatenate([y, (y + 1) % 4, y])
+    order, _ = oracle.ranking(*[np.tile(oracle.normalised(x), (3, 1))] * 2, np.arange(90))
+    result = Evaluator(ks=KS, metrics=RANKED)(z, labels)
+    assert result == pytest.approx(oracle.scores(order, labels, labels, KS), rel=1e-12)
+
+
+def test_by_hand():
+    # On a line: class 0 at 0, 1 and 4, class 1 at 2 and 6, class 2 alone at 9.
+    x, y = np.array([[0.0], [1.0], [4.0], [2.0], [6.0], [9.0]]), np.array([0, 0, 0, 1, 1, 2])
+    # Rankings, as hits: 0 -> 1 2 4 6 9: 1 0 1 0 0; 1 -> 0 2 4 6 9 (0 before 2, a tie): 1 0 1 0 0;
+    # 4 -> 2 6 1 0 9 (2 before 6, a tie: index 3 before 4): 0 0 1 1 0; 2 -> 1 0 4 6 9 (0 before 4): 0 0 0 1 0;
+    # 6 -> 4 9 2 1 0: 0 0 1 0 0; 9: none.
+    result = Evaluator(ks=(1, 3), metrics=RANKED, normalize=False)(x, y)
+    assert result == pytest.approx(
+        {
+            "recall@1": 2 / 6,
+            "recall@3": 4 / 6,
+            "map@r": (0.5 + 0.5 + 0 + 0 + 0) / 5,
+            "r_precision": (0.5 + 0.5 + 0 + 0 + 0) / 5,
+            "map": ((1 + 2 / 3) / 2 * 2 + (1 / 3 + 2 / 4) / 2 + 1 / 4 + 1 / 3) / 5,
+        },
+        rel=1e-12,
+    )
+
+
+def test_identical_embeddings_are_ranked_by_index():
+    y = np.array([0, 1, 0, 1])
+    result = Evaluator(ks=(1, 2, 3), metrics=RANKED)(np.ones((4, 2)), y)
+    # 0 -> 1 2 3, 1 -> 0 2 3, 2 -> 0 1 3, 3 -> 0 1 2: the positives stand at 1, 2, 0 and 1.
+    assert result["recall@1"] == 1 / 4 and result["recall@2"] == 3 / 4 and result["recall@3"] == 1
+    assert result["map"] == pytest.approx((1 / 2 + 1 / 3 + 1 + 1 / 2) / 4)
+
+
+def test_zero_embeddings_can_be_normalised():
+    result = Evaluator(ks=(1,), metrics=RANKED)(np.zeros((4, 2)), [0, 0, 1, 1])
+    assert all(0 <= value <= 1 for value in result.values())
+
+
+def test_all_metrics_in_their_order_and_only_those_asked_for():
+    x, y = oracle.embeddings_and_labels("random", 60, 4, 5)
+    everything = Evaluator()(x, y)
+    assert list(everything) == ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "map", "nmi"]
+    assert all(0 <= value <= 1 for value in everything.values())
+    for name in METRICS:
+        chosen = Evaluator(metrics=(name,))(x, y)
+        assert chosen == {key: value for key, value in everything.items() if key.partition("@")[0] == name
+                          or key == name}  # fmt: skip
+
+
+def test_nmi_is_that_of_the_normalised_embeddings():
+    x, y = oracle.embeddings_and_labels("random", 60, 4, 5)
+    x[::2] *= 30
+    assert Evaluator(metrics=("nmi",), normalize=False)(x, y)["nmi"] == metrics.nmi(x, y)
+    # Clusters in direction only.
+    x, y = np.eye(3)[np.arange(30) % 3] * np.linspace(1, 100, 30)[:, None], np.arange(30) % 3
+    assert Evaluator(metrics=("nmi",))(x, y)["nmi"] == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_and_arrays_give_the_same(dtype):
+    x, y = oracle.embeddings_and_labels("random", 50, 4, 5)
+    tensor = torch.tensor(x, dtype=dtype, requires_grad=True)
+    expected = Evaluator()(tensor.detach().float().numpy(), y)
+    kept = tensor.detach().clone()
+    assert Evaluator()(tensor, torch.tensor(y)) == expected
+    assert Evaluator()(tensor, y.tolist()) == expected
+    assert torch.equal(tensor, kept)
+    assert Evaluator()(tensor, torch.tensor(y), gallery=tensor, gallery_labels=torch.tensor(y))["recall@1"] == 1
+
+
+def test_inputs_are_left_alone():
+    x, y = oracle.embeddings_and_labels("random", 50, 4, 5)
+    kept = x.copy()
+    Evaluator()(x, y)
+    np.testing.assert_array_equal(x, kept)
+
+
+def test_two_calls_agree():
+    x, y = oracle.embeddings_and_labels("twins", 80, 4, 5)
+    evaluator = Evaluator()
+    assert evaluator(x, y) == evaluator(x, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"metrics": ("recall", "accuracy")}, r"evaluator\.metrics\b.*accuracy"),
+        ({"metrics": ()}, r"evaluator\.metrics\b"),
+        ({"ks": (1, 0)}, r"evaluator\.ks\b"),
+        ({"ks": (-1,)}, r"evaluator\.ks\b"),
+        ({"ks": ()}, r"evaluator\.ks\b"),
+    ],
+)
+def test_impossible_options_are_refused(options, key):
+    with pytest.raises(ValueError, match=key):
+        Evaluator(**options)
+
+
+def test_ks_beyond_the_gallery_are_refused():
+    x, y = np.eye(5), [0, 0, 1, 1, 1]
+    assert Evaluator(ks=(4,))(x, y)["recall@4"] == 1
+    with pytest.raises(ValueError, match=r"evaluator\.ks\b.*5\b"):
+        Evaluator(ks=(1, 5))(x, y)
+    assert Evaluator(ks=(5,))(x, y, gallery=x, gallery_labels=y)["recall@5"] == 1
+    with pytest.raises(ValueError, match=r"evaluator\.ks\b.*6\b"):
+        Evaluator(ks=(6,))(x, y, gallery=x, gallery_labels=y)
+    # Without recall the Ks do not matter.
+    assert set(Evaluator(ks=(99,), metrics=("map", "map@r"))(x, y)) == {"map", "map@r"}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_not_finite_are_refused(bad):
+    x, y = oracle.embeddings_and_labels("random", 20, 4, 3)
+    broken = x.copy()
+    broken[3, 1] = broken[3, 2] = broken[7, 0] = bad
+    with pytest.raises(ValueError, match="2 of 20 embeddings are NaN or infinite"):
+        Evaluator()(broken, y)
+    with pytest.raises(ValueError, match="2 of 20 embeddings are NaN or infinite"):
+        Evaluator()(x, y, gallery=broken, gallery_labels=y)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"), [((4, 3), (3,)), ((4,), (4,)), ((4, 3, 1), (4,)), ((4, 3), (4, 1)), ((0, 3), (0,))]
+)
+def test_embeddings_that_do_not_fit_the_labels_are_refused(x, y):
+    with pytest.raises(ValueError, match="embeddings"):
+        Evaluator()(np.ones(x), np.zeros(y, dtype=int))
+
+
+def test_a_gallery_without_labels_is_refused():
+    with pytest.raises(ValueError, match="labels"):
+        Evaluator()(np.eye(4), [0, 0, 1, 1], gallery=np.eye(4))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_query_with_a_positive_is_refused(name):
+    evaluator = Evaluator(ks=(1,), metrics=(name,))
+    with pytest.raises(ValueError, match="no query has another image of its class"):
+        evaluator(np.eye(4), [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="no query has"):
+        evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4), gallery_labels=[4, 5, 9, -1])
+    assert evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4), gallery_labels=[3, 5, 9, -1])
