@@ -63,10 +63,10 @@ def test_perfect_and_worst():
 
 def test_nmi_of_separated_clusters_is_one():
     rng = np.random.default_rng(0)
-    labels = np.repeat([7, -1, 3, 100], [30, 5, 50, 2])
-    centres = {7: (9, 0, 0), -1: (0, 9, 0), 3: (0, 0, 9), 100: (-9, 0, 0)}
-    x = np.array([centres[c] for c in labels]) + rng.standard_normal((87, 3)) * 0.1
-    order = rng.permutation(87)
+    labels = np.repeat([7, -1, 3], [30, 20, 50])
+    centres = {7: (9, 0, 0), -1: (0, 9, 0), 3: (0, 0, 9)}
+    x = np.array([centres[c] for c in labels]) + rng.standard_normal((100, 3)) * 0.1
+    order = rng.permutation(100)
     assert m.nmi(x[order], labels[order]) == pytest.approx(1.0, abs=1e-9)
 
 

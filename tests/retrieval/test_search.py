@@ -153,5 +153,6 @@ def test_memory_does_not_grow_with_the_square():
     x, y = oracle.embeddings_and_labels("random", 20_000, 8, 2_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     nearest(x, x, 8, np.arange(20_000))
-    positive_ranks(x[:8_000], y[:8_000], x, y, np.arange(8_000))  # 1.3 GB, were they held at once
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # KiB
+    # Fewer queries, for the time it takes; their distances are 0.64 GB, and were they held there would be copies.
+    positive_ranks(x[:4_000], y[:4_000], x, y, np.arange(4_000))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB

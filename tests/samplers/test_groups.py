@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_nothing_is_drawn_again_while_another_waits(sizes, k, n):
 
 def test_an_epoch_that_divides_evenly_shows_every_image_once():
     batches = list(make(EVEN, 3, 2))
-    assert sorted(sum(batches, [])) == list(range(54))
+    assert sorted(chain.from_iterable(batches)) == list(range(54))
 
 
 def test_all_choices_are_equally_likely():
@@ -175,7 +176,7 @@ def test_the_ranks_parts_in_order_are_the_batch_of_one_process(world_size, k, n)
         sampler.set_epoch(2)
         assert len(sampler) == len(single)
     for batch, *parts in zip(single, *ranks, strict=True):
-        assert sum(parts, []) == batch
+        assert list(chain.from_iterable(parts)) == batch
         sizes = [len(part) for part in parts]
         assert max(sizes) - min(sizes) <= 1
 
