@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[
     config = built.model.config
     step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
     pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
-    versions = {"python": sys.version.split()[0], "torch": torch.__version__, "lightning": pl.__version__}
+    packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
+    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     return {
         "method": config["method_name"],
         "data": built.source.name,
@@ -152,8 +154,13 @@ def _save_picture(cfg: DictConfig, trainer: pl.Trainer, built: Built, metrics: d
     embeddings, labels = built.model.test_embeddings
     if embeddings.shape[1] != 2:
         return
-    np.savez_compressed(folder / "test_embeddings.npz", embeddings=embeddings.numpy(), labels=labels.numpy())
-    picture = draw_embedding(folder, built.source.test.class_names, metrics.get("test/map"))
+    np.savez_compressed(
+        folder / "test_embeddings.npz",
+        embeddings=embeddings.numpy(),
+        labels=labels.numpy(),
+        class_names=np.array(built.source.test.class_names),
+    )
+    picture = draw_embedding(folder, metrics.get("test/map"))
     for logger in trainer.loggers:
         if hasattr(logger, "log_image"):
             logger.log_image("test/embedding", [str(picture)])

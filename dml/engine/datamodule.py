@@ -30,6 +30,11 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
             yield [(index, base + index) for index in batch]
 
 
+def _cores() -> int:
+    # What the scheduler lets this process use, where the system can tell; the machine may have many more.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class RetrievalData(pl.LightningDataModule):
     """Training batches by the sampler; validation and test images in order, each rank its share.
 
@@ -60,7 +65,7 @@ class RetrievalData(pl.LightningDataModule):
         self._labels, self._sampler_factory, self._seed = labels, sampler, seed
         self._eval_batch_size = eval_batch_size
         in_memory = isinstance(train.records.images, np.ndarray)
-        self._workers = (0 if in_memory else min(8, os.cpu_count() or 1)) if workers is None else workers
+        self._workers = (0 if in_memory else min(8, _cores())) if workers is None else workers
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None
 

@@ -117,7 +117,7 @@ class MetricLearner(pl.LightningModule):
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
         metrics = on_first_rank(lambda: self.evaluator(*queries, gallery=gallery[0], gallery_labels=gallery[1]))
         metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
-        self.log_dict(metrics)  # the same on every rank
+        self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
         return queries, metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 
-def _scatter(axes: Any, embeddings: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> None:
+def _scatter(axes: Any, folder: Path) -> int:
     import matplotlib
 
+    stored = np.load(folder / "test_embeddings.npz")
+    embeddings, labels, names = stored["embeddings"], stored["labels"], stored["class_names"].tolist()
     colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "gist_rainbow"]
     for c, name in enumerate(names):
         members = embeddings[labels == c]
@@ -22,24 +24,23 @@ def _scatter(axes: Any, embeddings: np.ndarray, labels: np.ndarray, names: Seque
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xticks([])
     axes.set_yticks([])
+    return len(labels)
 
 
-def draw_embedding(folder: Path, names: Sequence[str], mean_average_precision: float | None) -> Path:
+def draw_embedding(folder: Path, mean_average_precision: float | None) -> Path:
     """Draw test_embeddings.npz of a run folder as embedding.png: the 2-D test embeddings coloured by class.
 
     Args:
-        folder: the run's; test_embeddings.npz holds embeddings [N, 2] and labels [N].
-        names: one a class.
+        folder: the run's; test_embeddings.npz holds embeddings [N, 2], labels [N] and class_names.
         mean_average_precision: for the title, if it was measured.
 
     Returns:
         The picture's path.
     """
     figure, axes = _figure(1)
-    stored = np.load(folder / "test_embeddings.npz")
-    _scatter(axes[0], stored["embeddings"], stored["labels"], names)
+    images = _scatter(axes[0], folder)
     score = "" if mean_average_precision is None else f", mAP {mean_average_precision:.3f}"
-    axes[0].set_title(f"{len(stored['labels'])} test images{score}")
+    axes[0].set_title(f"{images} test images{score}")
     return _save(figure, folder / "embedding.png")
 
 
@@ -52,9 +53,7 @@ def draw_side_by_side(panels: Sequence[tuple[str, Path, float]], path: Path) -> 
     """
     figure, axes = _figure(len(panels))
     for ax, (title, folder, score) in zip(axes, panels, strict=True):
-        stored = np.load(folder / "test_embeddings.npz")
-        names = [str(c) for c in range(int(stored["labels"].max()) + 1)]
-        _scatter(ax, stored["embeddings"], stored["labels"], names)
+        _scatter(ax, folder)
         ax.set_title(f"{title}\nmAP {score:.3f}")
     return _save(figure, path)
 
