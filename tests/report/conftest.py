@@ -1,0 +1,34 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def write_run(tmp_path: Path):
+    """Write a finished run of two-dimensional embeddings as train.py leaves it."""
+
+    def write(name: str, method: str = "nra", seed: int = 0, score: float = 0.9, **row: object) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        full = {
+            "method": method,
+            "loss": {"_target_": f"dml.losses.{method}.Loss"},
+            "dimension": 2,
+            "seed": seed,
+            **row,
+        }
+        content = {"metrics": {"val/map": 0.1, "test/recall@1": score / 2, "test/map": score}, "row": full}
+        (folder / "metrics.json").write_text(json.dumps(content))
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([0, 1, 2], 20)
+        np.savez_compressed(
+            folder / "test_embeddings.npz",
+            embeddings=rng.normal(size=(60, 2)) + 8 * labels[:, None],
+            labels=labels,
+            class_names=np.array(["ant", "bee", "cow"]),
+        )
+        return folder
+
+    return write

@@ -1,0 +1,48 @@
+import pytest
+
+from dml.report.runs import group_by_method, read_runs
+
+
+def test_finds_finished_runs_below_a_folder_and_no_others(tmp_path, write_run):
+    write_run("b", seed=1)
+    write_run("a", seed=0)
+    (tmp_path / "unfinished").mkdir()
+    assert [run.row["seed"] for run in read_runs([tmp_path])] == [0, 1]
+
+
+def test_overlapping_folders_count_a_run_once(tmp_path, write_run):
+    folder = write_run("a")
+    assert len(read_runs([tmp_path, folder])) == 1
+
+
+def test_no_finished_run_names_the_folder(tmp_path):
+    with pytest.raises(ValueError, match=f"no finished run.*{tmp_path}"):
+        read_runs([tmp_path])
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_broken_file_is_named(tmp_path, content):
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=r"metrics\.json is not"):
+        read_runs([tmp_path])
+
+
+def test_groups_by_method_over_seeds(tmp_path, write_run):
+    for name, method, seed in (("a", "nra", 0), ("b", "nra", 1), ("c", "lifted", 0)):
+        write_run(name, method, seed)
+    groups = group_by_method(read_runs([tmp_path]))
+    assert {method: len(runs) for method, runs in groups.items()} == {"nra": 2, "lifted": 1}
+
+
+def test_refuses_to_average_other_settings_and_names_the_key(tmp_path, write_run):
+    write_run("a", optimizer={"lr": 0.1})
+    write_run("b", seed=1, optimizer={"lr": 0.2})
+    with pytest.raises(ValueError, match=r"differ in optimizer\.lr and cannot be averaged"):
+        group_by_method(read_runs([tmp_path]))
+
+
+def test_a_key_that_only_one_run_has_differs(tmp_path, write_run):
+    write_run("a")
+    write_run("b", seed=1, leaked=True)
+    with pytest.raises(ValueError, match="differ in leaked"):
+        group_by_method(read_runs([tmp_path]))
