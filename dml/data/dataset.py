@@ -144,8 +144,12 @@ def load_image(image: Path | np.ndarray) -> Image.Image:
         return Image.fromarray(image).convert("RGB")
     try:
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            upright = ImageOps.exif_transpose(opened)
+            if upright.mode.startswith("I"):
+                # 16 bits a pixel: Pillow's convert would cut off all above 255 instead of scaling.
+                upright = Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
+            return upright.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"the image {image} cannot be read: {error}") from error
 
 

@@ -23,6 +23,9 @@ def load(*, root: str | None = None, train_fraction: float = 0.5, train_root: st
     if (train_root is None) != (test_root is None) or (root is None) == (train_root is None):
         raise ValueError("data=folder needs data.root=DIR, or both data.train_root=DIR and data.test_root=DIR")
     if train_root is not None and test_root is not None:
+        a, b = Path(train_root).expanduser().resolve(), Path(test_root).expanduser().resolve()
+        if a == b or a in b.parents or b in a.parents:
+            raise ValueError(f"data.train_root={train_root} and data.test_root={test_root} share images")
         train, test = read_tree(train_root, "data.train_root"), read_tree(test_root, "data.test_root")
         return Source(Path(train_root).resolve().name, train, test)
     assert root is not None

@@ -29,7 +29,7 @@ class Transforms:
         crop_to_box: cut images to their bounding box first, in training and in test (the box of Table II).
 
     Raises:
-        ValueError: a choice is none of the listed ones, or the crop can never fit; names the config key.
+        ValueError: a choice is none of the listed ones, or a number is out of range; names the config key.
     """
 
     def __init__(
@@ -56,6 +56,11 @@ class Transforms:
         for key, pixels in (("size", size), ("resize", resize)):
             if pixels < 1:
                 raise ValueError(f"transform.{key}={pixels} is not possible: it must be greater than 0")
+        for key, amount, highest in (("degrees", degrees, 180), ("translate", translate, 1), ("scale", scale, 0.99)):
+            if not 0 <= amount <= highest:
+                raise ValueError(f"transform.{key}={amount} is not possible: it must be 0 to {highest}")
+        if not 0 <= fill <= 255:
+            raise ValueError(f"transform.fill={fill} is not possible: it must be 0 to 255")
         self.size, self.resize, self.resize_side, self.fill = size, resize, resize_side, fill
         self.train_crop, self.flip = train_crop, flip
         self.degrees, self.translate, self.scale = degrees, translate, scale
@@ -63,7 +68,7 @@ class Transforms:
 
     def _resize(self) -> v2.Transform:
         if self.resize_side == "larger":
-            return v2.Resize(None, max_size=self.resize)
+            return _ResizeLarger(self.resize)
         return v2.Resize(self.resize if self.resize_side == "shorter" else [self.resize, self.resize])
 
     def train(self) -> Transform:
@@ -97,6 +102,19 @@ class Transforms:
             pad = _PadTo((self.size, self.size), self.fill)
             return v2.Compose([self._resize(), pad, v2.TenCrop(self.size), _stack])
         return v2.Compose([self._resize(), _CenterCrop(self.size, self.fill), v2.PILToTensor()])
+
+
+class _ResizeLarger(v2.Transform):
+    """Bring the larger side to a size; the other follows, to one pixel at least (torchvision fails on thin images)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def transform(self, inpt: Image.Image, params: object) -> Image.Image:
+        larger = max(inpt.size)
+        height, width = (max(1, int(self.size * side / larger)) for side in (inpt.height, inpt.width))
+        return v2.functional.resize(inpt, [height, width])
 
 
 class _PadTo(v2.Transform):

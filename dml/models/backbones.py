@@ -113,9 +113,17 @@ def create_backbone(
     Raises:
         ValueError: unknown name, missing or unfitting file, or no network; names the config key.
     """
-    if not timm.is_model(timm.models._registry.split_model_name_tag(name)[0]):
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
         close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
         raise ValueError(f"backbone.name={name} is no model that timm knows (near it: {close})")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"backbone.name={name}: {architecture} has no weights {tag} (it has {known})") from error
+    if pretrained and checkpoint_path is None and not timm.is_model_pretrained(name):
+        raise ValueError(f"backbone.pretrained=true is not possible: there are no weights of {name}")
     if checkpoint_path is None:
         overlay, num_classes = None, 0
     elif Path(checkpoint_path).is_file():

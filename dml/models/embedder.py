@@ -37,11 +37,12 @@ class Embedder(nn.Module):
         # timm may hand the configuration over as a dict or as its own class.
         source = backbone.pretrained_cfg
         cfg = source if isinstance(source, dict) else source.to_dict()  # type: ignore[operator, union-attr]
-        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1))
         if freeze_bn:
             for norm in self._norms():
                 norm.requires_grad_(False)
+        self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step
 
     def _norms(self) -> list[nn.Module]:
         return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -4,13 +4,13 @@ Distances are Euclidean. A query that is itself in the gallery is never its own 
 index, not by being the first hit, so duplicates do not fool it.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
 import numpy as np
-import torch
 
-_SPARE = 8  # neighbours asked for beyond k: float32 search may misplace near ties, float64 puts them right
+_SPARE = 8  # neighbours asked for beyond k, so that a near tie at rank k seldom needs a second look
 _BLOCK_ELEMENTS = 1 << 22  # distances held at a time: bounds the memory at any number of images
 
 
@@ -19,8 +19,9 @@ def nearest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest gallery items of every query, by FAISS's flat index (on the GPU when FAISS finds one).
 
-    FAISS proposes in float32; the proposals are ranked by distances in float64, ties by lower index. The rare query
-    whose ties reach beyond the proposals is ranked against the whole gallery.
+    FAISS proposes in float32; the proposals are ranked by their distances in float64, ties by lower index. Where
+    float32 rounding could hide a nearer item, a float64 matrix product proposes instead; where even that cannot tell
+    (exact ties beyond the proposals), the query is compared with the whole gallery.
 
     Args:
         queries: [Q, D].
@@ -32,46 +33,49 @@ def nearest(
         Gallery indices [Q, k], nearest first, and their distances [Q, k], float64.
 
     Raises:
-        ValueError: k is larger than what there is to find.
+        ValueError: k is larger than what there is to find, or queries and gallery differ in D.
     """
-    queries, gallery = _as_float32(queries), _as_float32(gallery)
     available = len(gallery) - (own_index is not None)
     if not 0 < k <= available:
         raise ValueError(f"evaluator.ks asks for {k} neighbours, but a query can have 1 to {available}")
-    index: Any = faiss.IndexFlatL2(gallery.shape[1])
+    q, g = _centred(queries, gallery)
+    index: Any = faiss.IndexFlatL2(g.shape[1])
     if faiss.get_num_gpus():
         index = faiss.index_cpu_to_all_gpus(index)
-    index.add(gallery)
-    wanted = min(k + (own_index is not None) + _SPARE, len(gallery))
-    found = np.empty((len(queries), k), dtype=np.int64)
-    distances = np.empty((len(queries), k), dtype=np.float64)
-    block = max(1, _BLOCK_ELEMENTS // (wanted * gallery.shape[1]))
-    for start in range(0, len(queries), block):
-        rows = slice(start, start + block)
-        own = None if own_index is None else own_index[rows]
-        proposed = index.search(queries[rows], wanted)[1]
-        found[rows], distances[rows], complete = _rank(queries[rows], gallery, proposed, own, k)
-        for row in start + np.flatnonzero(~complete):
-            everything = np.arange(len(gallery))[None]
-            own_row = None if own_index is None else own_index[row : row + 1]
-            one = slice(row, row + 1)
-            found[one], distances[one], _ = _rank(queries[one], gallery, everything, own_row, k)
+    index.add(g.astype(np.float32))
+    wanted = min(k + (own_index is not None) + _SPARE, len(g))
+    found = np.empty((len(q), k), dtype=np.int64)
+    distances = np.empty((len(q), k), dtype=np.float64)
+
+    def rank(rows: np.ndarray, proposed: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """Rank the proposals [r, p] of some queries; whatever is not proposed has at least squared distance `reach`.
+
+        Returns the queries for which that does not settle the first k.
+        """
+        # Of the embeddings as they came: moving them to the centre would round equal distances apart.
+        difference = gallery[proposed].astype(np.float64) - queries[rows, None]
+        squared = np.einsum("qpd,qpd->qp", difference, difference)
+        if own_index is not None:
+            squared[proposed == own_index[rows, None]] = np.inf
+        order = np.lexsort((proposed, squared))[:, :k]
+        squared = np.take_along_axis(squared, order, axis=1)
+        found[rows], distances[rows] = np.take_along_axis(proposed, order, axis=1), np.sqrt(squared)
+        return rows[~(squared[:, -1] < reach)] if proposed.shape[1] < len(g) else rows[:0]
+
+    unsettled = []
+    single, double = _rounding(q, g, np.float32), _rounding(q, g, np.float64)
+    for rows in _blocks(np.arange(len(q)), wanted * g.shape[1]):
+        squared, proposed = index.search(q[rows].astype(np.float32), wanted)
+        unsettled.append(rank(rows, proposed, squared[:, -1] - single))
+    ties = []
+    for rows in _blocks(np.concatenate(unsettled), max(len(g), wanted * g.shape[1])):
+        squared = _squared(q[rows], g)
+        proposed = np.argpartition(squared, wanted - 1, axis=1)[:, :wanted]
+        reach = np.take_along_axis(squared, proposed, axis=1).max(axis=1)
+        ties.append(rank(rows, proposed, reach - double))
+    for row in np.concatenate([*ties, np.empty(0, dtype=np.int64)]):
+        rank(np.array([row]), np.arange(len(g))[None], np.array([np.inf]))
     return found, distances
-
-
-def _rank(
-    queries: np.ndarray, gallery: np.ndarray, proposed: np.ndarray, own: np.ndarray | None, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first k of the proposals [q, p], their distances, and whether no equally near item can be missing."""
-    difference = gallery[proposed].astype(np.float64) - queries[:, None]
-    distance = np.sqrt(np.einsum("qpd,qpd->qp", difference, difference))
-    farthest = distance.max(axis=1)  # whatever was not proposed is at least this far, up to float32's rounding
-    if own is not None:
-        distance[proposed == own[:, None]] = np.inf
-    order = np.lexsort((proposed, distance))[:, :k]
-    distance = np.take_along_axis(distance, order, axis=1)
-    complete = (distance[:, -1] < farthest) | (proposed.shape[1] == len(gallery))
-    return np.take_along_axis(proposed, order, axis=1), distance, complete
 
 
 def positive_ranks(
@@ -83,8 +87,9 @@ def positive_ranks(
 ) -> list[np.ndarray]:
     """Where each query's positives stand in the full ranking of the gallery.
 
-    Counts, for every positive, the gallery items that come before it, in blocks of queries: O(Q N) time and a
-    bounded number of distances at a time. Float64; distances equal to 1e-11 of the largest norm are ties.
+    Counts, for every positive, the gallery items that come before it, in blocks of queries: O(Q N) time and a bounded
+    number of distances at a time, in float64. Queries with a tie, or something that rounding cannot tell from one,
+    are compared with the gallery once more, difference by difference.
 
     Args:
         queries: [Q, D]. query_labels: [Q].
@@ -94,41 +99,70 @@ def positive_ranks(
     Returns:
         For each query, the ranks of its positives, ascending, from 0; empty if it has none.
     """
-    # Distances do not change when everything moves: the centre of the gallery at the origin loses the least digits.
-    centre = torch.from_numpy(_as_float32(gallery)).double().mean(dim=0)
-    g = torch.from_numpy(_as_float32(gallery)).double() - centre
-    q = torch.from_numpy(_as_float32(queries)).double() - centre
-    g_square, q_square = g.square().sum(dim=1), q.square().sum(dim=1)
-    grid = max(float(g_square.max()), float(q_square.max()), 1e-300) * 1e-11
-    n = len(g)
+    q, g = _centred(queries, gallery)
+    slack = _rounding(q, g, np.float64)
     members = _members(gallery_labels)
+    nothing = np.empty(0, dtype=np.int64)
     ranks: list[np.ndarray] = []
-    block = max(1, _BLOCK_ELEMENTS // n)
-    positions = torch.arange(n)
-    for start in range(0, len(q), block):
-        rows = slice(start, start + block)
-        squared = q_square[rows, None] + g_square - 2 * q[rows] @ g.T
-        # One integer orders by distance, then by index: at most 4e11 * N, far below 2^63.
-        key = (squared.clamp_min_(0) / grid).round_().long() * n + positions
+    for rows in _blocks(np.arange(len(q)), len(g)):
+        squared = _squared(q[rows], g)
         if own_index is not None:
-            own = torch.from_numpy(own_index[rows])
-            key[torch.arange(len(own)), own] = torch.iinfo(torch.int64).max
-        for row, label in zip(key, query_labels[rows].tolist(), strict=True):
-            positive = torch.from_numpy(members.get(label, np.empty(0, dtype=np.int64)))
-            sorted_keys = row[positive].sort().values
-            if own_index is not None and len(sorted_keys):
-                sorted_keys = sorted_keys[:-1]  # the query itself, sent to the end above
-            # Number of sorted positives at or before each item -> how many items come before each positive.
-            before = torch.bincount(torch.searchsorted(sorted_keys, row, right=True), minlength=len(sorted_keys) + 1)
-            ranks.append(before.cumsum(0)[: len(sorted_keys)].numpy())
+            squared[np.arange(len(rows)), own_index[rows]] = np.inf
+        for query, distance in zip(rows.tolist(), squared, strict=True):
+            positives = members.get(query_labels[query], nothing)
+            if own_index is not None:
+                positives = positives[positives != own_index[query]]
+            ranks.append(_ranks(distance, positives, slack))
+            if len(positives) and ranks[-1].size == 0:
+                difference = gallery.astype(np.float64) - queries[query]
+                distance = np.einsum("nd,nd->n", difference, difference)
+                if own_index is not None:
+                    distance[own_index[query]] = np.inf
+                place = np.empty(len(g), dtype=np.int64)
+                place[np.argsort(distance, kind="stable")] = np.arange(len(g))
+                ranks[-1] = np.sort(place[positives])
     return ranks
+
+
+def _ranks(distance: np.ndarray, positives: np.ndarray, slack: float) -> np.ndarray:
+    """Ranks of the positives in a row [N] of distances; empty if another item is within slack of one of them."""
+    edges = np.sort(distance[positives])
+    # How many items lie below each positive, counted twice: a little nearer and a little farther than it.
+    below = np.searchsorted(edges - slack, distance, side="right")
+    upto = np.searchsorted(edges + slack, distance, side="left")
+    nearer = np.bincount(below, minlength=len(edges) + 1).cumsum()[: len(edges)]
+    not_farther = np.bincount(upto, minlength=len(edges) + 1).cumsum()[: len(edges)]
+    return nearer if (not_farther - nearer == 1).all() else nearer[:0]
+
+
+def _centred(queries: np.ndarray, gallery: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both in float64, moved so that the gallery's centre is the origin: distances stay, products lose fewer digits."""
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}")
+    centre = gallery.mean(axis=0, dtype=np.float64)
+    return queries - centre, gallery - centre
+
+
+def _rounding(q: np.ndarray, g: np.ndarray, dtype: type) -> float:
+    """Bound on the error of |q|^2 + |g|^2 - 2 q g in the given precision."""
+    largest = np.einsum("nd,nd->n", q, q).max() + np.einsum("nd,nd->n", g, g).max()
+    return float(2 * (q.shape[1] + 4) * np.finfo(dtype).eps * largest)
+
+
+def _squared(q: np.ndarray, g: np.ndarray) -> np.ndarray:
+    """Squared distances [q, N] by one matrix product."""
+    squared = q @ (-2 * g).T
+    squared += np.einsum("nd,nd->n", q, q)[:, None]
+    squared += np.einsum("nd,nd->n", g, g)
+    return squared
+
+
+def _blocks(rows: np.ndarray, elements: int) -> Iterator[np.ndarray]:
+    size = max(1, _BLOCK_ELEMENTS // elements)
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _members(labels: np.ndarray) -> dict[int, np.ndarray]:
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
     return dict(zip(classes.tolist(), np.split(order, starts[1:]), strict=True))
-
-
-def _as_float32(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x, dtype=np.float32)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dml.data import digits
 from dml.models.backbones import create_backbone
 
 FEATURES = {"convnet": 512, "convnet4": 64}
@@ -45,9 +46,11 @@ def test_convnet4_has_four_blocks_of_64_filters():
 
 
 @pytest.mark.parametrize("name", FEATURES)
-def test_images_are_taken_as_they_are(name):
+def test_mean_and_deviation_are_about_those_of_the_digits(name):
     cfg = create_backbone(name=name).pretrained_cfg
-    assert tuple(cfg["mean"]) == (0, 0, 0) and tuple(cfg["std"]) == (1, 1, 1)
+    pixels = digits.load().train.images / 255
+    for mean, std in zip(cfg["mean"], cfg["std"], strict=True):
+        assert abs(pixels.mean() - mean) / std < 0.1 and pixels.std() / std == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("name", FEATURES)

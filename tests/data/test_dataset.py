@@ -1,0 +1,371 @@
+"""Records, sources, decoding and the torch data set."""
+
+import io
+import pickle
+import random
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from dml.data.dataset import ImageDataset, Records, Source, load_image, stratified_split
+
+
+def make_records(sizes, boxes=None, prefix="c", shape=(4, 4)):
+    """Images whose pixels are their own number, shuffled, of classes with the given sizes."""
+    n = sum(sizes)
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int64)
+    images = np.broadcast_to(np.arange(n, dtype=np.uint8).reshape(n, *[1] * len(shape)), (n, *shape)).copy()
+    return Records(images, labels, tuple(f"{prefix}{c}" for c in range(len(sizes))), boxes)
+
+
+def make_source(sizes, class_disjoint=True):
+    test = make_records([2, 2], prefix="unseen" if class_disjoint else "c")
+    return Source("made", make_records(sizes), test, class_disjoint=class_disjoint)
+
+
+def numbers(records):
+    """Which images these are, by their pixels."""
+    return np.asarray(records.images).reshape(len(records), -1)[:, 0].tolist()
+
+
+def named(records):
+    """{image number: class name}."""
+    return dict(zip(numbers(records), [records.class_names[label] for label in records.labels], strict=True))
+
+
+def test_subset_renumbers_labels_and_keeps_names_and_boxes():
+    boxes = np.arange(36).reshape(9, 4)
+    records = make_records([3, 3, 3], boxes)
+    chosen = np.flatnonzero(records.labels != 1)[::-1]
+    part = records.subset(chosen)
+    assert part.class_names == ("c0", "c2") and part.num_classes == 2 and len(part) == 6
+    assert numbers(part) == chosen.tolist()
+    assert named(part) == {number: named(records)[number] for number in chosen.tolist()}
+    assert part.labels.dtype == np.int64 and set(part.labels.tolist()) == {0, 1}
+    assert np.array_equal(part.boxes, boxes[chosen])
+
+
+def test_subset_of_paths(tmp_path):
+    paths = [tmp_path / str(i) for i in range(4)]
+    records = Records(paths, np.array([0, 1, 1, 2]), ("a", "b", "c"))
+    part = records.subset(np.array([3, 1]))
+    assert list(part.images) == [paths[3], paths[1]] and part.labels.tolist() == [1, 0]
+    assert part.class_names == ("b", "c") and part.boxes is None
+
+
+def test_common_classes_are_refused_when_the_source_is_class_disjoint():
+    train = make_records([2, 2, 2])
+    other = Records(train.images, train.labels, ("x", "c2", "c1"))
+    with pytest.raises(ValueError, match=r"2 test classes of made .*c1\b"):
+        Source("made", train, other)
+    Source("made", train, other, class_disjoint=False)
+    Source("made", train, make_records([2], prefix="x"))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_hold_out_gives_up_whole_classes(fraction):
+    source = make_source([3, 1, 5, 2, 4, 2, 2, 9, 1, 6])
+    rest, validation = source.hold_out(fraction)
+    assert validation.num_classes == round(10 * fraction) and rest.train.num_classes == 10 - round(10 * fraction)
+    assert not set(validation.class_names) & set(rest.train.class_names)
+    assert named(validation) | named(rest.train) == named(source.train)
+    assert len(validation) + len(rest.train) == 35
+    assert rest.test is source.test and rest.name == source.name and rest.class_disjoint
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5])
+def test_hold_out_is_stratified_where_classes_are_shared(fraction):
+    sizes = [10, 20, 5, 30]
+    source = make_source(sizes, class_disjoint=False)
+    rest, validation = source.hold_out(fraction)
+    assert validation.class_names == rest.train.class_names == source.train.class_names
+    assert np.bincount(validation.labels).tolist() == [round(fraction * size) for size in sizes]
+    assert named(validation) | named(rest.train) == named(source.train)
+    assert len(validation) + len(rest.train) == 65
+
+
+@pytest.mark.parametrize("folds", [2, 3, 5])
+@pytest.mark.parametrize("class_disjoint", [True, False])
+def test_folds_partition_the_training_part(folds, class_disjoint):
+    source = make_source([3, 7, 5, 2, 4, 8, 6], class_disjoint)
+    seen = []
+    for fold in range(folds):
+        rest, validation = source.hold_out(0.1, fold=fold, folds=folds)
+        assert named(validation) | named(rest.train) == named(source.train)
+        assert len(validation) + len(rest.train) == 35
+        assert class_disjoint != bool(set(validation.class_names) & set(rest.train.class_names))
+        if class_disjoint:
+            assert 7 // folds <= validation.num_classes <= 7 // folds + 1
+        seen += numbers(validation)
+    assert sorted(seen) == list(range(35))
+
+
+@pytest.mark.parametrize("class_disjoint", [True, False])
+def test_hold_out_depends_on_its_arguments_alone(class_disjoint):
+    source = make_source([5] * 8, class_disjoint)
+    first = numbers(source.hold_out(0.25)[1])
+    np.random.seed(3), torch.manual_seed(3), random.seed(3)
+    assert numbers(source.hold_out(0.25)[1]) == first
+    assert numbers(source.hold_out(0.25, fold=0, folds=4)[1]) == first
+    assert numbers(source.hold_out(0.25, fold=1, folds=4)[1]) != first
+    # Drawn at random, not the first ones.
+    assert source.hold_out(0.25)[1].class_names != ("c0", "c1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        ({"fraction": 0.0}, r"data\.val_fraction=0\.0"),
+        ({"fraction": 1.0}, r"data\.val_fraction=1\.0"),
+        ({"fraction": -0.5}, r"data\.val_fraction=-0\.5"),
+        ({"fraction": 0.01}, r"data\.val_fraction=0\.01\b"),  # of four classes, none
+        ({"fraction": 0.99}, r"data\.val_fraction=0\.99\b"),
+        ({"fraction": 0.2, "fold": 5}, r"data\.fold=5\b.*4"),
+        ({"fraction": 0.2, "fold": -1}, r"data\.fold=-1\b"),
+        ({"fraction": 0.2, "fold": 0, "folds": 1}, r"data\.folds?\b"),
+        ({"fraction": 0.2, "fold": 0, "folds": 50}, r"data\.|fold 0 of 50"),
+    ],
+)
+@pytest.mark.parametrize("class_disjoint", [True, False])
+def test_impossible_validation_parts_are_refused(arguments, key, class_disjoint):
+    with pytest.raises(ValueError, match=key):
+        make_source([5, 5, 5, 5], class_disjoint).hold_out(**arguments)
+
+
+def test_stratified_split():
+    records = make_records([10, 4, 21])
+    rest, part = stratified_split(records, 0.5, 0)
+    assert np.bincount(part.labels).tolist() == [5, 2, 10]
+    assert named(rest) | named(part) == named(records) and len(rest) + len(part) == 35
+    assert (
+        numbers(stratified_split(records, 0.5, 0)[1]) == numbers(part) != numbers(stratified_split(records, 0.5, 1)[1])
+    )
+
+
+RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+GRAY = RGB[..., 0]
+
+
+def test_arrays_become_rgb():
+    assert np.array_equal(np.asarray(load_image(RGB)), RGB)
+    image = load_image(GRAY)
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.stack([GRAY] * 3, axis=2))
+
+
+def save(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_grayscale(tmp_path):
+    for path in (save(Image.fromarray(GRAY), tmp_path / "l.png"), save(Image.fromarray(GRAY), tmp_path / "l.pgm")):
+        assert np.array_equal(np.asarray(load_image(path)), np.stack([GRAY] * 3, axis=2))
+    alpha = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(GRAY[::-1].copy())])
+    assert np.array_equal(np.asarray(load_image(save(alpha, tmp_path / "la.png"))), np.stack([GRAY] * 3, axis=2))
+    bits = load_image(save(Image.fromarray(GRAY > 99), tmp_path / "1.png"))
+    assert np.array_equal(np.asarray(bits)[..., 1], np.where(GRAY > 99, 255, 0))
+
+
+def test_rgb_and_its_alpha(tmp_path):
+    assert np.array_equal(np.asarray(load_image(save(Image.fromarray(RGB), tmp_path / "rgb.png"))), RGB)
+    rgba = np.concatenate([RGB, GRAY[..., None] // 2 + 100], axis=2)
+    image = load_image(save(Image.fromarray(rgba), tmp_path / "rgba.png"))
+    assert image.mode == "RGB" and np.array_equal(np.asarray(image), RGB)
+
+
+def test_cmyk(tmp_path):
+    # Cyan 255 and no other ink is RGB (0, 255, 255); black 155 alone is gray 100.
+    ink = np.zeros((16, 16, 4), dtype=np.uint8)
+    ink[:, :8, 0], ink[:, 8:, 3] = 255, 155
+    cmyk = Image.frombytes("CMYK", (16, 16), ink.tobytes())
+    for path in (save(cmyk, tmp_path / "x.tif"), save(cmyk, tmp_path / "x.jpg", quality=100, subsampling=0)):
+        with Image.open(path) as stored:
+            assert stored.mode == "CMYK"
+        image = np.asarray(load_image(path)).astype(int)
+        assert image.shape == (16, 16, 3)
+        assert np.abs(image[8, 3] - (0, 255, 255)).max() <= 3 and np.abs(image[8, 12] - 100).max() <= 3
+
+
+def test_palette_with_transparency(tmp_path):
+    image = Image.fromarray((GRAY % 4).astype(np.uint8)).convert("P")
+    palette = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 150], [9, 8, 7]], dtype=np.uint8)
+    image.putpalette(palette.flatten().tolist())
+    for options in ({"transparency": 1}, {"transparency": bytes([0, 128, 255, 7])}):
+        path = save(image, tmp_path / "p.png", **options)
+        with Image.open(path) as stored:
+            assert stored.mode == "P" and "transparency" in stored.info
+        loaded = load_image(path)
+        assert loaded.mode == "RGB" and np.array_equal(np.asarray(loaded), palette[GRAY % 4])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    image = np.asarray(load_image(save(Image.fromarray(deep), tmp_path / f"deep.{suffix}"))).astype(int)
+    assert image.shape == (8, 8, 3)
+    assert np.abs(image - deep[..., None] / 257).max() <= 1
+
+
+# EXIF orientation -> how the stored pixels have to be turned.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_upright(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(RGB), tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(np.asarray(load_image(path)), UPRIGHT[orientation](RGB))
+    path = save(Image.fromarray(RGB), tmp_path / "turned.jpg", exif=exif, quality=100, subsampling=0)
+    assert np.abs(np.asarray(load_image(path)).astype(int) - UPRIGHT[orientation](RGB)).max() < 30
+
+
+FORMATS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_truncated_files_are_refused_by_their_path(tmp_path, name):
+    buffer = io.BytesIO()
+    photo = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    Image.fromarray(photo).save(buffer, name)
+    content = buffer.getvalue()
+    path = tmp_path / f"x.{name.lower()}"
+    for length in (0, 1, 5, 20, len(content) // 10, len(content) // 2, len(content) * 9 // 10):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=str(path)):
+            load_image(path)
+
+
+DAMAGED = {
+    "x.txt": b"no image at all",
+    "x.jpg": b"<html>not found</html>",
+    "x.png": b"\x89PNG\r\n\x1a\n" + bytes(60),
+    # A length that is no number: Pillow's own ValueError does not say which file.
+    "x.ppm": b"P6 4 4 2x5\n" + bytes(48),
+    # A good header, data that does not unpack.
+    "y.png": b"\x89PNG\r\n\x1a\n"
+    + b"".join(
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+        for kind, data in [
+            (b"IHDR", bytes([0, 0, 0, 4, 0, 0, 0, 4, 8, 2, 0, 0, 0])),
+            (b"IDAT", b"junk"),
+            (b"IEND", b""),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_files_that_are_no_images_are_refused_by_their_path(tmp_path, name):
+    (tmp_path / name).write_bytes(DAMAGED[name])
+    with pytest.raises(ValueError, match=str(tmp_path / name)):
+        load_image(tmp_path / name)
+
+
+def test_missing_files_and_folders_are_refused_by_their_path(tmp_path):
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(ValueError, match=str(path)):
+            load_image(path)
+
+
+CROP = v2.Compose([v2.RandomCrop(8), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+
+
+def noise(n=4):
+    images = np.random.default_rng(0).integers(0, 256, (n, 24, 24, 3)).astype(np.uint8)
+    return Records(images, np.arange(n) % 2, ("a", "b"))
+
+
+def global_states():
+    return torch.get_rng_state().tolist(), random.getstate(), pickle.dumps(np.random.get_state())
+
+
+def test_items_are_image_label_and_index():
+    dataset = ImageDataset(noise(), v2.PILToTensor())
+    assert len(dataset) == 4
+    for index in range(4):
+        image, label, own = dataset[index]
+        assert image.dtype == torch.uint8 and image.shape == (3, 24, 24)
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), dataset.records.images[index])
+        assert (label, own) == (index % 2, index) and type(label) is int
+
+
+def test_items_depend_on_their_seed_alone():
+    dataset = ImageDataset(noise(), CROP)
+    for index in range(4):
+        crops = []
+        for state in range(3):
+            torch.manual_seed(state), random.seed(state), np.random.seed(state)
+            before = global_states()
+            image, label, own = dataset[index, 17]
+            assert global_states() == before
+            assert (label, own) == (index % 2, index)
+            crops.append(image)
+        assert all(torch.equal(crops[0], crop) for crop in crops)
+
+
+def test_other_seeds_give_other_crops():
+    dataset = ImageDataset(noise(), CROP)
+    crops = {dataset[2, seed][0].numpy().tobytes() for seed in range(20)}
+    assert len(crops) > 15
+
+
+def test_without_a_seed_the_global_state_decides():
+    dataset = ImageDataset(noise(), CROP)
+    torch.manual_seed(0)
+    first, second = dataset[1][0], dataset[1][0]
+    torch.manual_seed(0)
+    assert torch.equal(dataset[1][0], first) and not torch.equal(first, second)
+
+
+def test_the_global_state_survives_an_error():
+    dataset = ImageDataset(noise(), lambda image: torch.rand(1) / 0 + image)
+    torch.manual_seed(0)
+    before = global_states()
+    with pytest.raises(TypeError):
+        dataset[0, 5]
+    assert global_states() == before
+
+
+def test_worker_processes_draw_the_same():
+    dataset = ImageDataset(noise(), CROP)
+    items = [(index, 100 + index) for index in range(4)]
+    batches = [next(iter(DataLoader(dataset, batch_sampler=[items], num_workers=workers)))[0] for workers in (0, 1)]
+    assert torch.equal(*batches)
+
+
+def test_crop_to_box():
+    records = noise()
+    boxes = np.array([[0, 0, 24, 24], [3, 5, 10, 20], [23, 23, 24, 24], [0, 10, 24, 11]])
+    boxed = Records(records.images, records.labels, records.class_names, boxes)
+    dataset = ImageDataset(boxed, v2.PILToTensor(), crop_to_box=True)
+    for index, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        expected = records.images[index][top:bottom, left:right]
+        assert np.array_equal(dataset[index][0].permute(1, 2, 0).numpy(), expected)
+    assert ImageDataset(boxed, v2.PILToTensor())[1][0].shape == (3, 24, 24)
+
+
+def test_crop_to_box_without_boxes_is_refused():
+    with pytest.raises(ValueError, match=r"transform\.crop_to_box\b"):
+        ImageDataset(noise(), CROP, crop_to_box=True)
+
+
+def test_images_are_read_from_their_paths(tmp_path):
+    paths = [save(Image.fromarray(image), tmp_path / f"{i}.png") for i, image in enumerate(noise().images)]
+    dataset = ImageDataset(Records(paths, np.arange(4), tuple("abcd")), v2.PILToTensor())
+    for index in range(4):
+        assert np.array_equal(dataset[index][0].permute(1, 2, 0).numpy(), noise().images[index])

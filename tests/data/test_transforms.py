@@ -1,0 +1,244 @@
+"""Transforms, against torchvision's parts and pixels by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from dml.data.transforms import Transforms
+
+
+def photo(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def pixels(image):
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+SHAPES = [(40, 30), (30, 40), (14, 90), (16, 16), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(
+            {"train_crop": crop, "resize_side": side}
+            for crop in ("random", "random_resized", "center")
+            for side in ("larger", "shorter", "both")
+        ),
+        {"flip": False},
+        {"degrees": 20.0},
+        {"translate": 0.2},
+        {"scale": 0.3},
+        {"degrees": 20.0, "translate": 0.2, "scale": 0.3, "fill": 7},
+        {"resize": 8},  # smaller than the crop
+        {"resize": 8, "resize_side": "shorter", "fill": 255},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_option_gives_a_square_of_bytes(options, shape):
+    transforms = Transforms(**{"size": 16, "resize": 20, **options})
+    ten = Transforms(**{"size": 16, "resize": 20, **options, "ten_crop": True})
+    for transform, expected in ((transforms.train(), (3, 16, 16)), (transforms.test(), (3, 16, 16)),
+                                (ten.train(), (3, 16, 16)), (ten.test(), (10, 3, 16, 16))):  # fmt: skip
+        out = transform(photo(*shape))
+        assert out.shape == expected and out.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("side", "shape", "resized"),
+    [
+        ("larger", (40, 20), (20, 10)),
+        ("larger", (20, 40), (10, 20)),
+        ("larger", (10, 5), (20, 10)),  # small images grow
+        ("shorter", (40, 20), (40, 20)),
+        ("shorter", (10, 5), (40, 20)),
+        ("both", (40, 30), (20, 20)),
+        ("both", (5, 7), (20, 20)),
+    ],
+)
+def test_resize_side(side, shape, resized):
+    image = photo(*shape)
+    expected = pixels(image.resize(resized, Image.Resampling.BILINEAR))
+    # With a crop as large as the longest side, nothing is cut off; the rest is padding.
+    size = max(resized)
+    out = Transforms(size=size, resize=20, resize_side=side, fill=99).test()(image)
+    left, top = (size - resized[0]) // 2, (size - resized[1]) // 2
+    inside = out[:, top : top + resized[1], left : left + resized[0]]
+    assert torch.equal(inside, expected)
+    rest = torch.ones(size, size, dtype=torch.bool)
+    rest[top : top + resized[1], left : left + resized[0]] = False
+    assert (out[:, rest] == 99).all()
+
+
+def test_center_crop_by_hand():
+    image = photo(10, 10)
+    out = Transforms(size=4, resize=10, train_crop="center", flip=False)
+    for transform in (out.test(), out.train()):
+        assert torch.equal(transform(image), pixels(image)[:, 3:7, 3:7])
+
+
+@pytest.mark.parametrize("fill", [0, 128, 255])
+def test_center_crop_pads_evenly_with_the_fill(fill):
+    # 8 x 4 in a 11 x 11: three above and four below, one at the left and two at the right.
+    image = photo(8, 4)
+    expected = torch.full((3, 11, 11), fill, dtype=torch.uint8)
+    expected[:, 3:7, 1:9] = pixels(image)
+    transforms = Transforms(size=11, resize=8, train_crop="center", flip=False, fill=fill)
+    assert torch.equal(transforms.test()(image), expected)
+    assert torch.equal(transforms.train()(image), expected)
+
+
+def test_center_crop_pads_one_side_and_cuts_the_other():
+    image = photo(10, 2)
+    expected = torch.full((3, 4, 4), 5, dtype=torch.uint8)
+    expected[:, 1:3] = pixels(image)[:, :, 3:7]
+    assert torch.equal(Transforms(size=4, resize=10, fill=5).test()(image), expected)
+
+
+def windows(image, size):
+    x = pixels(image)
+    return [
+        x[:, i : i + size, j : j + size] for i in range(x.shape[1] - size + 1) for j in range(x.shape[2] - size + 1)
+    ]
+
+
+def test_random_crop_takes_every_window_and_nothing_else():
+    image = photo(8, 8)
+    train = Transforms(size=6, resize=8, flip=False).train()
+    torch.manual_seed(0)
+    found = [train(image) for _ in range(150)]
+    places = windows(image, 6)
+    hit = [sum(torch.equal(crop, place) for crop in found) for place in places]
+    assert sum(hit) == 150 and min(hit) > 0
+
+
+@pytest.mark.parametrize("fill", [0, 77])
+def test_random_crop_pads_with_the_fill(fill):
+    image = Image.new("RGB", (8, 4), (200, 100, 50))
+    train = Transforms(size=8, resize=8, flip=False, fill=fill).train()
+    torch.manual_seed(0)
+    tops = set()
+    for _ in range(60):
+        out = train(image)
+        inside = (out == torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1)).all(dim=0)
+        assert (out[:, ~inside] == fill).all()
+        rows = inside.all(dim=1).nonzero().flatten().tolist()
+        assert inside.sum() == 8 * len(rows) and rows == list(range(rows[0], rows[0] + 4))
+        tops.add(rows[0])
+    assert tops == {0, 1, 2, 3, 4}
+
+
+def test_flip_mirrors_half_of_the_images():
+    image = photo(6, 6)
+    plain, mirrored = pixels(image), pixels(image).flip(2)
+    torch.manual_seed(0)
+    train = Transforms(size=6, resize=6).train()
+    outs = [train(image) for _ in range(200)]
+    flips = sum(torch.equal(out, mirrored) for out in outs)
+    assert flips + sum(torch.equal(out, plain) for out in outs) == 200
+    assert 65 < flips < 135  # 100 expected, deviation 7
+    unflipped = Transforms(size=6, resize=6, flip=False).train()
+    assert all(torch.equal(unflipped(image), plain) for _ in range(20))
+
+
+def test_random_resized_crop_ignores_the_resize():
+    # Of a gradient, crops of 8 % to 100 % of the area span at least a quarter of it and at most all.
+    ramp = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (64, 1, 3))
+    torch.manual_seed(0)
+    train = Transforms(size=16, resize=1, train_crop="random_resized", flip=False).train()
+    spans = []
+    for _ in range(100):
+        row = train(Image.fromarray(ramp))[0, 8].int()
+        spans.append(int(row[-1] - row[0]))
+    assert min(spans) > 30 and max(spans) > 200 and len(set(spans)) > 20
+
+
+def test_random_changes_are_torchvisions():
+    # Same random draws, same pixels: the options reach RandomAffine unchanged.
+    image = photo(12, 12)
+    train = Transforms(size=12, resize=12, train_crop="center", flip=False, degrees=30.0, translate=0.1, scale=0.2,
+                       fill=50).train()  # fmt: skip
+    affine = v2.RandomAffine(30.0, (0.1, 0.1), (0.8, 1.2), interpolation=v2.InterpolationMode.BILINEAR, fill=50)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        out = train(image)
+        torch.manual_seed(seed)
+        assert torch.equal(out, pixels(affine(image)))
+
+
+@pytest.mark.parametrize("options", [{"degrees": 20.0}, {"translate": 0.3}, {"scale": 0.3}])
+def test_each_random_change_acts_alone(options):
+    image = photo(12, 12)
+    train = Transforms(size=12, resize=12, train_crop="center", flip=False, **options).train()
+    torch.manual_seed(0)
+    outs = [train(image) for _ in range(5)]
+    assert all(not torch.equal(out, pixels(image)) for out in outs)
+    assert len({tuple(out.flatten().tolist()) for out in outs}) == 5
+
+
+def test_test_transform_is_the_same_every_time_and_has_no_random_change():
+    transforms = Transforms(size=8, resize=12, degrees=30.0, translate=0.2, scale=0.2)
+    image = photo(20, 14)
+    state = torch.get_rng_state()
+    first = transforms.test()(image)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(transforms.test()(image), first)
+    assert torch.equal(Transforms(size=8, resize=12).test()(image), first)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((12, 12), 8), ((12, 9), 9), ((12, 6), 9), ((12, 5), 16)])
+def test_ten_crop_is_torchvisions_of_the_padded_image(shape, size):
+    image = photo(*shape)
+    x = pixels(image)
+    height, width = max(size, shape[1]), max(size, shape[0])
+    padded = torch.full((3, height, width), 33, dtype=torch.uint8)
+    top, left = (height - shape[1]) // 2, (width - shape[0]) // 2
+    padded[:, top : top + shape[1], left : left + shape[0]] = x
+    expected = torch.stack(v2.functional.ten_crop(padded, [size, size]))
+    out = Transforms(size=size, resize=12, fill=33, ten_crop=True).test()(image)
+    assert torch.equal(out, expected)
+    # By hand: two corners, and the mirror image of the first.
+    assert torch.equal(out[0], padded[:, :size, :size])
+    assert torch.equal(out[3], padded[:, height - size :, width - size :])
+    assert torch.equal(out[5], out[0].flip(2)) or torch.equal(out[5], padded.flip(2)[:, :size, :size])
+
+
+def test_ten_crop_leaves_training_alone():
+    image = photo(20, 14)
+    outs = []
+    for ten_crop in (False, True):
+        torch.manual_seed(3)
+        outs.append(Transforms(size=8, resize=12, ten_crop=ten_crop).train()(image))
+    assert torch.equal(*outs)
+
+
+@pytest.mark.parametrize("shape", [(300, 1), (1, 300)])
+@pytest.mark.parametrize("side", ["larger", "shorter", "both"])
+def test_images_thinner_than_a_pixel_after_resizing_are_taken(shape, side):
+    transforms = Transforms(size=8, resize=16, resize_side=side)
+    assert transforms.test()(photo(*shape)).shape == transforms.train()(photo(*shape)).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [
+        ({"resize_side": "longer"}, r"transform\.resize_side=longer\b.*larger, shorter, both"),
+        ({"train_crop": "centre"}, r"transform\.train_crop=centre\b.*random, random_resized, center"),
+        ({"size": 0}, r"transform\.size=0\b"),
+        ({"size": -4}, r"transform\.size=-4\b"),
+        ({"resize": 0}, r"transform\.resize=0\b"),
+        ({"resize": -1}, r"transform\.resize=-1\b"),
+    ],
+)
+def test_impossible_options_are_refused(options, key):
+    with pytest.raises(ValueError, match=key):
+        Transforms(**{"size": 8, "resize": 10, **options})
+
+
+def test_arguments_have_names():
+    with pytest.raises(TypeError):
+        Transforms(8, 10)
