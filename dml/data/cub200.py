@@ -1,0 +1,68 @@
+"""CUB-200-2011 birds (Wah, Branson, Welinder, Perona, Belongie 2011), the first 100 classes to train."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dml.data.annotations import check_counts, check_images, find_root, read_rows, split_classes
+from dml.data.dataset import Records, Source
+
+GET = (
+    "Get CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 "
+    "or run: python -m dml.data.prepare cub200 root=DIR"
+)
+
+
+def load(*, root: str, train_classes: int = 100, test_classes: int | None = 100, train_images: int | None = 5864,
+         test_images: int | None = 5924) -> Source:  # fmt: skip
+    """Read images.txt, image_class_labels.txt and bounding_boxes.txt, with the class split of Song et al. (2016).
+
+    Args:
+        root: the unpacked folder CUB_200_2011, or the folder that holds it.
+        train_classes: how many classes train, by their official number; the others test.
+        test_classes, train_images, test_images: expected counts; null does not check one.
+
+    Returns:
+        Source with boxes (left, top, right, bottom), of the file's x, y, width and height.
+
+    Raises:
+        ValueError: a file or an image is missing, the files disagree, or a count is another.
+    """
+    folder = find_root(root, "CUB_200_2011")
+    paths = _by_id(folder / "images.txt", str)
+    classes = _by_id(folder / "image_class_labels.txt", int)
+    boxes = _by_id(folder / "bounding_boxes.txt", float, float, float, float)
+    for file, other in (("image_class_labels.txt", classes), ("bounding_boxes.txt", boxes)):
+        if different := sorted(paths.keys() ^ other.keys()):
+            raise ValueError(
+                f"data.root: images.txt and {file} in {folder} disagree on {len(different)} images "
+                f"(the first: image {different[0]}). {GET}"
+            )
+    names: dict[int, str] = {}
+    for image, (path,) in paths.items():
+        name = Path(path).parent.as_posix()
+        if names.setdefault(classes[image][0], name) != name:
+            raise ValueError(
+                f"data.root: image_class_labels.txt and the image folder disagree: {path} has the class "
+                f"{classes[image][0]} of {names[classes[image][0]]}. {GET}"
+            )
+    images = [folder / "images" / path for (path,) in paths.values()]
+    check_images(images, "images.txt", GET)
+    corners = np.array([boxes[image] for image in paths]).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    numbers, labels = np.unique([classes[image][0] for image in paths], return_inverse=True)
+    records = Records(images, labels.astype(np.int64), tuple(names[number] for number in numbers), corners)
+    return check_counts(
+        split_classes("cub200", records, train_classes), root, GET,
+        train_classes=train_classes, test_classes=test_classes, train_images=train_images, test_images=test_images,
+    )  # fmt: skip
+
+
+def _by_id(path: Path, *types: type) -> dict[int, tuple[Any, ...]]:
+    """The rows of a file by their first column, the number of the image."""
+    rows = read_rows(path, (int, *types), GET)
+    by_id = {row[0]: row[1:] for row in rows}
+    if len(by_id) < len(rows):
+        raise ValueError(f"data.root: {path} lists {len(rows) - len(by_id)} images twice. {GET}")
+    return by_id

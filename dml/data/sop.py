@@ -1,0 +1,39 @@
+"""Stanford Online Products (Song, Xiang, Jegelka, Savarese 2016), with its official class split."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dml.data.annotations import check_counts, check_images, find_root, read_rows
+from dml.data.dataset import Records, Source
+
+GET = (
+    "Get Stanford_Online_Products.zip (2.9 GB) from https://cvgl.stanford.edu/projects/lifted_struct/ and unpack it "
+    "into data.root"
+)
+
+
+def load(*, root: str, train_classes: int | None = 11318, test_classes: int | None = 11316,
+         train_images: int | None = 59551, test_images: int | None = 60502) -> Source:  # fmt: skip
+    """Read Ebay_train.txt and Ebay_test.txt: image_id class_id super_class_id path.
+
+    Args:
+        root: the unpacked folder Stanford_Online_Products, or the folder that holds it.
+        train_classes, test_classes, train_images, test_images: expected counts; null does not check one.
+
+    Raises:
+        ValueError: a file or an image is missing, a class is on both sides, or a count is another.
+    """
+    folder = find_root(root, "Stanford_Online_Products")
+    return check_counts(
+        Source("sop", _read(folder, "Ebay_train.txt"), _read(folder, "Ebay_test.txt")), root, GET,
+        train_classes=train_classes, test_classes=test_classes, train_images=train_images, test_images=test_images,
+    )  # fmt: skip
+
+
+def _read(folder: Path, file: str) -> Records:
+    rows = read_rows(folder / file, (int, int, int, str), GET, skip=1)
+    images = [folder / path for *_, path in rows]
+    check_images(images, file, GET)
+    classes, labels = np.unique(np.array([row[1] for row in rows], dtype=np.int64), return_inverse=True)
+    return Records(images, labels.astype(np.int64), tuple(map(str, classes.tolist())))
