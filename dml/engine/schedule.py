@@ -1,0 +1,31 @@
+"""Learning rate schedules that torch does not have."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
+    """Linear warm-up to the optimiser's learning rate, then half a cosine down to 0.
+
+    torch's OneCycleLR does much the same, but divides by zero for some numbers of steps and fails beyond the last.
+
+    Args:
+        optimizer: whose rates are scaled.
+        steps: of the whole run; from then on the rate is 0.
+        warmup: share of them that warms up, in [0, 1).
+
+    Raises:
+        ValueError: warmup is not in [0, 1).
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"scheduler.warmup={warmup} is not possible: it must be 0 or greater, and less than 1")
+    rising = round(warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+
+    return LambdaLR(optimizer, factor)
