@@ -70,6 +70,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     Raises:
         ValueError: a mistake in the config; names the key.
     """
+    evaluator = make(cfg.evaluator)  # before the checks, which take its settings to be sound
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
     if not for_evaluation:
         fill_in(cfg, source)
@@ -101,7 +102,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     model = MetricLearner(
         embedder=make(cfg.embedder, backbone=backbone),
         loss=make(cfg.loss),
-        evaluator=make(cfg.evaluator),
+        evaluator=evaluator,
         optimizer=make({**cfg.optimizer, "_partial_": True}),
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},

@@ -34,6 +34,11 @@ def check(cfg: DictConfig, source: Source, validation: Records | None) -> None:
         problems.append(f"loss.num_classes={cfg.loss.num_classes} is less than the {classes} training classes")
     if cfg.loss.get("embedding_dim") is not None and cfg.loss.embedding_dim != cfg.embedder.dim:
         problems.append(f"loss.embedding_dim={cfg.loss.embedding_dim} is not embedder.dim={cfg.embedder.dim}")
+    if cfg.protocol.validate:
+        ks, names = cfg.evaluator.ks, cfg.evaluator.metrics
+        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
+        if cfg.protocol.monitor not in measured:
+            problems.append(f"protocol.monitor={cfg.protocol.monitor} is not measured: {', '.join(measured)} are")
     if cfg.protocol.watch_test and cfg.protocol.validate:
         problems.append("protocol.watch_test=true is for protocol=paper: a validated run has its own curves")
     if cfg.trainer.max_steps < 1:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rich.table import Table
 
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
+from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
 from dml.report.figures import draw_embedding
 
@@ -69,6 +71,9 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     built = build(cfg)
     resumed = None if cfg.resume is None else _resume_point(cfg)
+    if resumed is not None and (best := Path(resumed).with_name("best.ckpt")).is_file():
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        shutil.copy2(best, folder / "checkpoints" / "best.ckpt")
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:
@@ -98,11 +103,11 @@ def _resume_point(cfg: DictConfig) -> str:
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> dict[str, float]:
-    best = trainer.checkpoint_callbacks[-1] if cfg.protocol.validate else None
-    chosen = best.best_model_path if best is not None and best.best_model_path else None  # type: ignore[attr-defined]
+    best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
+    chosen = best.best_model_path or None if best is not None else None
     metrics: dict[str, float] = {}
-    if best is not None and chosen:
-        metrics[cfg.protocol.monitor] = float(best.best_model_score)  # type: ignore[attr-defined]
+    if best is not None and best.best_model_score is not None:
+        metrics[cfg.protocol.monitor] = float(best.best_model_score)
     steps = trainer.global_step
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)

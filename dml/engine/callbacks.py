@@ -1,6 +1,7 @@
 """Checkpoints: the best by a validation metric, and the last whatever ends the run."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,9 +20,23 @@ class LastCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the state after the last step, while its epoch is still open: more steps can then follow exactly."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step >= trainer.max_steps:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write it again once the last validation may have found a new best."""
+        if trainer.global_step >= trainer.max_steps:
+            self._save(trainer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the final state."""
-        self._save(trainer)
+        """Write the state of a run that stopped early."""
+        if self._last_global_step_saved != trainer.global_step:
+            self._save(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the state at an interrupt."""
@@ -30,6 +45,21 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Writes best.ckpt whenever a validation metric (higher is better) reaches a new best."""
+
+    def __init__(self, dirpath: str, monitor: str) -> None:
+        super().__init__(dirpath, "best", monitor=monitor, mode="max", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a run whose best.ckpt was copied into this run's folder: Lightning forgets it otherwise."""
+        if scores := list(state_dict["best_k_models"].values()):
+            here = str(Path(str(self.dirpath)) / "best.ckpt")
+            state_dict = {**state_dict, "dirpath": self.dirpath, "best_k_models": {here: scores[0]}}
+            state_dict |= {"best_model_path": here, "kth_best_model_path": here}
+        super().load_state_dict(state_dict)
 
 
 def make_callbacks(*, folder: str, monitor: str | None, patience: int | None, minutes: float) -> list[pl.Callback]:
@@ -41,9 +71,9 @@ def make_callbacks(*, folder: str, monitor: str | None, patience: int | None, mi
         patience: stop after so many validations without a new best; None: never.
         minutes: between two writes of last.ckpt.
     """
-    callbacks: list[Any] = [LastCheckpoint(folder, minutes)]
+    callbacks: list[pl.Callback] = []
     if monitor is not None:
-        callbacks.append(ModelCheckpoint(folder, "best", monitor=monitor, mode="max", enable_version_counter=False))
+        callbacks.append(BestCheckpoint(folder, monitor))
         if patience is not None:
             callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
-    return callbacks
+    return [*callbacks, LastCheckpoint(folder, minutes)]  # last, so that it holds what the others have just found

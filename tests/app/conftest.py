@@ -1,0 +1,83 @@
+"""Runs of train.py and evaluate.py in this process, on the digits and in a few steps."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from PIL import Image
+
+from dml.app.checkpoint import offer_trained_config
+from dml.app.run import run_evaluate, run_train
+
+ROOT = Path(__file__).resolve().parents[2]
+QUIET = ("progress_bar=false", "trainer.accelerator=cpu")
+TRAIN = (*QUIET, "logger=none", "trainer.max_steps=3")
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    folder: Path
+    metrics: dict[str, float]
+
+    def checkpoint(self, name: str = "last") -> dict[str, Any]:
+        return torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def composed(name: str, *overrides: str, folder: Path | None = None) -> DictConfig:
+    """The config that hydra.main hands to train.py or evaluate.py; its run folder is `folder`."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_dict(cfg):
+            cfg.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(cfg.copy())
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def train(folder: Path, *overrides: str, run: Callable[[DictConfig], Any] = run_train) -> Run:
+    return Run(folder, run(composed("train", *TRAIN, *overrides, folder=folder)))
+
+
+def evaluate(folder: Path, checkpoint: Path, *overrides: str) -> Run:
+    offer_trained_config([f"ckpt_path={checkpoint}"])
+    overrides = (*QUIET, f"ckpt_path='{checkpoint}'", *overrides)
+    return Run(folder, run_evaluate(composed("evaluate", *overrides, folder=folder)))
+
+
+def write_images(root: Path, classes: int, images: int) -> Path:
+    """A tree of class folders of small noisy PNGs, every class around a gray of its own."""
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        (root / f"class{c}").mkdir(parents=True)
+        for i in range(images):
+            pixels = np.clip(rng.normal(40 * c + 20, 10, (12, 10, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / f"class{c}" / f"{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Runs set torch's threads for the whole process; the tests elsewhere get theirs back."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A validated run of 12 steps whose best checkpoint is not its last."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train(folder, "trainer.max_steps=12", "trainer.val_check_interval=5", "seed=3")

@@ -1,0 +1,99 @@
+"""A user's mistake: one message that names the config key, before any heavy work."""
+
+import pytest
+import torch
+from hydra.errors import CompactHydraException
+
+from dml.app.run import as_user_error, run_train
+from dml.engine.module import NonFiniteLossError
+from dml.losses.nra import NRALoss
+from tests.app.conftest import train, write_images
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("batch.samples_per_class=200", r"sampler\.samples_per_class=200 images is larger than the training set"),
+        ("sampler.samples_per_class=1", r"sampler\.samples_per_class=1 leaves anchors without a positive: NRALoss"),
+        ("sampler.classes_per_batch=11", r"sampler\.classes_per_batch=11 is more than the 10 training classes"),
+        ("data=folder data.root=/no/where", r"data\.root=/no/where is not a folder"),
+        ("data=folder", r"data=folder needs data\.root=DIR"),
+        ("evaluator.ks=[1,9999]", r"evaluator\.ks=\[1, 9999\] asks for more neighbours"),
+        ("evaluator.ks=[0]", r"evaluator\.ks"),
+        ("evaluator.metrics=[recal]", r"evaluator\.metrics: recal"),
+        ("loss.alpha=-1", r"loss\.alpha=-1"),
+        ("method=triplet loss.mining=easy", r"loss\.mining=easy"),
+        ("method=cross_entropy loss.num_classes=3", r"loss\.num_classes=3 is less than the 10"),
+        ("method=cross_entropy loss.embedding_dim=3", r"loss\.embedding_dim=3 is not embedder\.dim=2"),
+        ("protocol.watch_test=true", r"protocol\.watch_test=true is for protocol=paper"),
+        ("trainer.max_steps=0", r"trainer\.max_steps=0"),
+        ("embedder.dim=0", r"embedder\.dim=0"),
+        ("data.val_fraction=1.5", r"data\.val_fraction=1\.5"),
+        ("data.fold=5", r"data\.fold=5"),
+        ("transform.crop_to_box=true", r"transform\.crop_to_box=true"),
+        ("backbone.checkpoint_path=/no/where", r"backbone\.checkpoint_path=/no/where"),
+        ("backbone.name=nosuchnet", r"backbone\.name.*nosuchnet"),
+        ("protocol.monitor=val/recall@3", r"protocol\.monitor=val/recall@3"),
+    ],
+)
+def test_the_message_names_the_key(tmp_path, overrides, said):
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path, *overrides.split())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_all_problems_at_once(tmp_path):
+    wrong = ("sampler.classes_per_batch=11", "sampler.samples_per_class=1", "evaluator.ks=[9999]")
+    with pytest.raises(ValueError) as caught:
+        train(tmp_path, *wrong, "protocol.watch_test=true")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    for key in ("classes_per_batch", "samples_per_class", "evaluator.ks", "protocol.watch_test"):
+        assert any(key in line for line in lines)
+
+
+def test_as_user_error_keeps_the_message_and_only_for_mistakes(tmp_path):
+    with pytest.raises(CompactHydraException, match=r"^embedder\.dim=0 is not possible"):
+        train(tmp_path, "embedder.dim=0", run=as_user_error(run_train))
+
+    def bug(cfg):
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        as_user_error(bug)(None)
+    assert as_user_error(lambda cfg: {"x": cfg})(3) == {"x": 3}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named(tmp_path, workers):
+    tree = write_images(tmp_path / "tree", classes=4, images=3)
+    broken = tree / "class1" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    settings = ("data=folder", f"data.root={tree}", "protocol=paper", "evaluator.ks=[1]", f"loader.workers={workers}")
+    batch = ("batch.classes_per_batch=2", "batch.samples_per_class=3")  # all training images in every batch
+    with pytest.raises(CompactHydraException) as caught:
+        train(tmp_path / "run", *settings, *batch, run=as_user_error(run_train))
+    message = str(caught.value)
+    assert message.startswith(f"the image {broken} cannot be read") and "Traceback" not in message
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_rate_that_is_too_high_stops_with_the_step(tmp_path, optimizer):
+    rate = (f"optimizer={optimizer}", "optimizer.lr=1e30", "scheduler=none")
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step [1-9]\b.*optimizer\.lr"):
+        train(tmp_path, *rate, "trainer.max_steps=9", "trainer.val_check_interval=9")
+
+
+def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    calls, forward = [], NRALoss.forward
+
+    def broken(self, embeddings, labels):
+        calls.append(1)
+        return forward(self, embeddings, labels) * (float("nan") if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(NRALoss, "forward", broken)
+    with pytest.raises(CompactHydraException, match=r"the loss is nan at step 4\b"):
+        train(tmp_path, "trainer.max_steps=9", "checkpoint_minutes=1e-9", run=as_user_error(run_train))
+    stored = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["global_step"] == 4
+    assert all(value.isfinite().all() for value in stored["state_dict"].values())

@@ -1,0 +1,116 @@
+"""Stop and resume equal a run without a stop; a resume of something else is refused."""
+
+import pytest
+import torch
+
+from dml.engine.module import MetricLearner
+from tests.app.conftest import Run, train
+
+# An epoch of the digits is 22 batches: the 30 steps are one epoch and a part of the second.
+STEPS = ("trainer.max_steps=30", "trainer.val_check_interval=7", "scheduler=none")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("whole"), *STEPS)
+
+
+def stopped(folder, step, *overrides):
+    """A run that ends as by Ctrl-C in the batch after `step`."""
+    original = MetricLearner.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricLearner, "training_step", training_step)
+        with pytest.raises(SystemExit):
+            train(folder, *STEPS, *overrides)
+    return folder
+
+
+def assert_same_end(run: Run, expected: Run) -> None:
+    state, wanted = run.checkpoint(), expected.checkpoint()
+    assert state["global_step"] == wanted["global_step"]
+    assert state["state_dict"].keys() == wanted["state_dict"].keys()
+    assert all(torch.equal(state["state_dict"][name], value) for name, value in wanted["state_dict"].items())
+    for moments, of in zip(
+        state["optimizer_states"][0]["state"].values(),
+        wanted["optimizer_states"][0]["state"].values(),
+        strict=True,
+    ):
+        assert all(torch.equal(moments[name], value) for name, value in of.items())
+    assert state["RetrievalData"] == wanted["RetrievalData"]
+
+
+@pytest.mark.parametrize(("step", "workers"), [(15, 2), (22, 0), (25, 0)])
+def test_weights_after_ctrl_c_and_resume_are_those_of_one_run(tmp_path, uninterrupted, step, workers):
+    folder = stopped(tmp_path / "first", step, f"loader.workers={workers}")
+    assert_same_end(train(tmp_path / "second", *STEPS, f"resume={folder}"), uninterrupted)
+
+
+def test_metrics_after_ctrl_c_and_resume_are_those_of_one_run(tmp_path, uninterrupted):
+    folder = stopped(tmp_path / "first", 15)
+    assert train(tmp_path / "second", *STEPS, f"resume={folder}").metrics == uninterrupted.metrics
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path, uninterrupted):
+    train(tmp_path / "first", *STEPS, "trainer.max_steps=15")
+    resumed = train(tmp_path / "second", *STEPS, f"resume={tmp_path / 'first'}")
+    assert_same_end(resumed, uninterrupted)
+
+
+def test_the_best_of_before_the_stop_stays_the_best(tmp_path, monkeypatch):
+    from dml.retrieval.evaluator import Evaluator
+
+    evaluate = Evaluator.__call__
+    scores = [0.9, 0.2, 0.3, 0.1]
+
+    def scripted(self, *args, **kwargs):
+        found = evaluate(self, *args, **kwargs)
+        return {**found, "map": scores.pop(0)} if scores else found
+
+    monkeypatch.setattr(Evaluator, "__call__", scripted)
+    folder = stopped(tmp_path / "first", 15)
+    assert scores == [0.3, 0.1]
+    run = train(tmp_path / "second", *STEPS, f"resume={folder}")
+    assert run.metrics["val/map"] == pytest.approx(0.9)
+    assert torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 7
+    assert run.checkpoint("best")["global_step"] == 7
+
+
+def test_best_and_last_can_be_resumed_by_name(tmp_path, finished):
+    best = finished.checkpoint("best")["global_step"]
+    path = finished.folder / "checkpoints" / "best.ckpt"
+    settings = ("seed=3", "trainer.max_steps=12", "trainer.val_check_interval=5", f"resume={path}")
+    run = train(tmp_path, *settings)
+    assert best < 12
+    assert_same_end(run, finished)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("loss=contrastive", "loss"),
+        ("optimizer.lr=0.1", "optimizer"),
+        ("seed=4", "seed"),
+        ("data.val_fraction=0.3", "data"),
+        ("batch.samples_per_class=4", "sampler"),
+        ("trainer.max_steps=13", "scheduler"),  # its length
+    ],
+)
+def test_other_settings_are_refused_by_name(tmp_path, finished, override, named):
+    resume = f"resume={finished.folder}"
+    settings = ("seed=3", "trainer.max_steps=12", "trainer.val_check_interval=5", resume)
+    with pytest.raises(ValueError, match=rf"resume=.* other settings of .*\b{named}\b"):
+        train(tmp_path, *settings, override)
+
+
+def test_a_resume_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"resume=.*nowhere does not exist"):
+        train(tmp_path / "run", f"resume={tmp_path / 'nowhere'}")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"resume=.*last\.ckpt does not exist"):
+        train(tmp_path / "run", f"resume={tmp_path / 'empty'}")

@@ -1,0 +1,85 @@
+"""best.ckpt and last.ckpt, and the bar over the steps of a run."""
+
+import pytest
+import torch
+
+from dml.engine.callbacks import make_callbacks
+from dml.engine.progress import StepProgressBar
+from tests.engine.conftest import AtStep, Scores, make_data, make_learner, make_trainer
+
+
+def run(folder, steps, *scores, callbacks=(), monitor="val/recall@1", patience=None, minutes=5.0):
+    files = make_callbacks(folder=str(folder), monitor=monitor, patience=patience, minutes=minutes)
+    trainer = make_trainer(folder, steps, *files, *callbacks)
+    trainer.fit(make_learner(evaluator=Scores(*scores)), make_data())
+    return trainer
+
+
+def step_of(path):
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("scores", "best"), [((0.1, 0.9, 0.5), 4), ((0.9, 0.1, 0.5), 2), ((0.1, 0.5, 0.9), 6)])
+def test_best_is_the_best_validation_and_last_the_last_step(tmp_path, scores, best):
+    run(tmp_path, 7, *scores)
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
+    assert step_of(tmp_path / "best.ckpt") == best and step_of(tmp_path / "last.ckpt") == 7
+
+
+def test_without_a_monitor_there_is_no_best(tmp_path):
+    run(tmp_path, 4, 0.1, 0.9, monitor=None)
+    assert names(tmp_path) == ["last.ckpt"]
+
+
+def test_patience_counts_validations_without_a_new_best(tmp_path):
+    assert run(tmp_path / "a", 20, 0.1, 0.5, 0.4, 0.3, 0.9, patience=2).global_step == 8
+    assert step_of(tmp_path / "a" / "best.ckpt") == 4
+    assert run(tmp_path / "b", 12, 0.1, 0.5, 0.4, 0.3, 0.2, patience=None).global_step == 12
+
+
+def interrupt(error, at):
+    def act(trainer, _):
+        if trainer.global_step == at:
+            raise error
+
+    return AtStep(act)
+
+
+def test_last_is_written_at_ctrl_c(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, 9, callbacks=[interrupt(KeyboardInterrupt(), 3)], monitor=None)
+    assert caught.value.code != 0
+    assert step_of(tmp_path / "last.ckpt") == 3
+
+
+def test_last_is_not_written_after_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="broken"):
+        run(tmp_path, 9, callbacks=[interrupt(RuntimeError("broken"), 3)], monitor=None)
+    assert names(tmp_path) == []
+
+
+def test_last_is_written_every_few_minutes(tmp_path):
+    seen = []
+    look = AtStep(lambda trainer, _: seen.append((tmp_path / "last.ckpt").exists() and step_of(tmp_path / "last.ckpt")))
+    run(tmp_path, 4, callbacks=[look], monitor=None, minutes=1e-9)
+    # Checkpoints come last among the callbacks: each step sees the file of the step before.
+    assert seen == [False, 1, 2, 3]
+    assert names(tmp_path) == ["last.ckpt"]
+
+
+def test_the_bar_counts_the_steps_of_the_run(tmp_path):
+    counted = []
+
+    class Bar(StepProgressBar):
+        def on_train_batch_end(self, *args):
+            super().on_train_batch_end(*args)
+            tasks = [task for task in self.progress.tasks if task.description.startswith("Training")]
+            counted.extend((len(tasks), task.completed, task.total) for task in tasks)
+
+    # 12 steps are two epochs of five batches and a part of a third.
+    make_trainer(tmp_path, 12, Bar(), enable_progress_bar=True).fit(make_learner(), make_data())
+    assert counted == [(1, step, 12) for step in range(1, 13)]

@@ -1,0 +1,99 @@
+"""One batch on several processes is one batch: rows in the order of ranks, and the gradient of a single process."""
+
+import copy
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from dml.engine.gather import gather_batch, gather_rows, on_first_rank
+from dml.losses.cross_entropy import CrossEntropyLoss
+from dml.losses.nra import NRALoss
+
+SIZES = {2: (5, 7), 3: (6, 1, 5)}  # unequal parts of one batch of 12
+
+
+class _Both(nn.Module):
+    """A loss with weights of its own beside one without."""
+
+    def __init__(self):
+        super().__init__()
+        self.owned = CrossEntropyLoss(embedding_dim=3, num_classes=4)
+        self.ranks = NRALoss()
+
+    def forward(self, embeddings, labels):
+        return self.ranks(embeddings, labels) + self.owned(embeddings, labels)
+
+
+def _model_and_batch():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embedder": nn.Linear(5, 3), "loss": _Both()}).double()
+    return model, torch.randn(12, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3] * 3)
+
+
+def _gradients(model, images, labels):
+    embeddings, labels = gather_batch(model["embedder"](images), labels)
+    loss = model["loss"](embeddings, labels)
+    loss.backward()
+    return loss.detach(), [p.grad for p in model.parameters()]
+
+
+def _check(world):
+    rank, (model, images, labels) = dist.get_rank(), _model_and_batch()
+    expected_loss, expected = _single_process(model, images, labels)
+    start = sum(SIZES[world][:rank])
+    mine = slice(start, start + SIZES[world][rank])
+
+    gathered, gathered_labels = gather_batch(images[mine], labels[mine])
+    assert torch.equal(gathered, images) and torch.equal(gathered_labels, labels)
+    assert torch.equal(gather_rows(labels[mine]), labels)
+    assert torch.equal(gather_rows(images[:0] if rank else images), images)  # a rank with nothing
+
+    loss, gradients = _gradients(copy.deepcopy(model), images[mine], labels[mine])
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        dist.all_reduce(gradient)  # as DDP: the mean over ranks
+        torch.testing.assert_close(gradient / world, wanted, rtol=1e-5, atol=1e-12)
+
+    calls = []
+    assert on_first_rank(lambda: calls.append(rank) or {"recall@1": 0.5}) == {"recall@1": 0.5}
+    assert calls == ([0] if rank == 0 else [])
+
+    def fail():
+        raise ValueError(f"said by rank {rank}")
+
+    with pytest.raises(ValueError, match="said by rank 0"):
+        on_first_rank(fail)
+
+
+def _single_process(model, images, labels):
+    model = copy.deepcopy(model)
+    loss = model["loss"](model["embedder"](images), labels)
+    loss.backward()
+    return loss.detach(), [p.grad for p in model.parameters()]
+
+
+def _worker(rank, folder):
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    for world in SIZES:
+        if rank < world:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=rank, world_size=world)
+            _check(world)
+            dist.destroy_process_group()
+
+
+def test_two_and_three_processes_are_one(tmp_path):
+    start_processes(_worker, (str(tmp_path),), nprocs=3, start_method="spawn")
+
+
+def test_without_a_process_group_everything_is_the_identity():
+    model, images, labels = _model_and_batch()
+    expected_loss, expected = _single_process(model, images, labels)
+    loss, gradients = _gradients(model, images, labels)
+    assert torch.equal(loss, expected_loss) and all(map(torch.equal, gradients, expected))
+    assert gather_batch(images, labels)[0] is images and gather_rows(labels) is labels
+    assert on_first_rank(lambda: 3) == 3

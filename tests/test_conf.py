@@ -1,0 +1,246 @@
+"""Every file under conf/ composes, builds what it names, and says what the code's own defaults say."""
+
+import inspect
+import pydoc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from PIL import Image
+
+from dml.app.build import SPLIT_KEYS, make
+from dml.data.dataset import Source
+from tests.app.conftest import composed, train, write_images
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+def choices(group):
+    found = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert found, group
+    return found
+
+
+def resolved(group, choice, *overrides):
+    """The node of one YAML, composed without any other."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(f"{group}/{choice}", overrides=list(overrides))
+    return OmegaConf.to_container(cfg, resolve=True)[group]
+
+
+def test_every_group_is_tested_here():
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {
+        *("loss", "sampler", "evaluator", "backbone", "embedder", "optimizer", "scheduler", "transform", "protocol"),
+        *("logger", "data", "loader", "trainer", "model", "method", "experiment"),
+    }
+
+
+@pytest.mark.parametrize("choice", choices("loss"))
+def test_loss(choice):
+    node = resolved("loss", choice)
+    # What the file leaves open is a size that data and embedder fill in.
+    loss = make(node, **{key: 4 for key, value in node.items() if value is None})
+    embeddings = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    value = loss(embeddings, torch.arange(12) // 3)
+    value.backward()
+    assert value.shape == () and value.isfinite() and embeddings.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("choice", choices("loss"))
+def test_loss_repeats_the_defaults_of_its_class(choice):
+    node = resolved("loss", choice)
+    parameters = inspect.signature(pydoc.locate(node.pop("_target_"))).parameters
+    assert node == {key: None if p.default is p.empty else p.default for key, p in parameters.items()}
+
+
+def test_every_loss_has_its_three_files():
+    configs = set(choices("loss"))
+    assert {path.stem for path in ROOT.glob("dml/losses/*.py")} - {"__init__", "pairwise"} == configs
+    assert {path.stem.removeprefix("test_") for path in ROOT.glob("tests/losses/test_*.py")} - {"pairwise"} == configs
+    for name in configs:
+        assert resolved("loss", name)["_target_"].startswith(f"dml.losses.{name}.")
+
+
+@pytest.mark.parametrize("choice", choices("sampler"))
+def test_sampler(choice):
+    sampler = make(resolved("sampler", choice), labels=np.arange(1000) // 10)
+    assert len(next(iter(sampler))) == 128
+    # Beside the rest it takes its sizes from batch.*, the deltas that an experiment sets for all samplers.
+    cfg = composed("train", f"sampler={choice}", *(f"batch.{key}=4" for key in ("classes_per_batch", "pairs")))
+    assert cfg.sampler.classes_per_batch == 4
+
+
+@pytest.mark.parametrize("choice", choices("evaluator"))
+def test_evaluator(choice):
+    evaluate = make(resolved("evaluator", choice))
+    labels = np.arange(40) // 4
+    assert evaluate(np.eye(10)[labels] + 0.01, labels)["recall@1"] == 1
+
+
+@pytest.mark.parametrize("choice", choices("backbone"))
+def test_backbone_and_embedder(choice):
+    backbone = make(resolved("backbone", choice, "backbone.pretrained=false"))
+    for head in choices("embedder"):
+        embedder = make(resolved("embedder", head), backbone=backbone).eval()
+        with torch.no_grad():
+            assert embedder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 512)
+
+
+@pytest.mark.parametrize("choice", choices("optimizer"))
+def test_optimizer(choice):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = make({**resolved("optimizer", choice), "_partial_": True})([weight])
+    weight.sum().backward()
+    optimizer.step()
+    assert (weight < 1).all()
+
+
+@pytest.mark.parametrize("steps", [2, 10, 100])
+@pytest.mark.parametrize("choice", choices("scheduler"))
+def test_scheduler(choice, steps):
+    node = resolved("scheduler", choice, f"+trainer.max_steps={steps}", "+optimizer.lr=0.1")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    if choice == "none":
+        assert node == {}
+        return
+    scheduler = make(node, optimizer=optimizer)
+    rates = []
+    for _ in range(steps):  # Lightning steps it after the last batch too
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert all(0 <= rate <= 0.1 for rate in rates)
+    assert steps < 100 or (max(rates) == pytest.approx(0.1) and rates[-1] < 0.001)
+
+
+@pytest.mark.parametrize("choice", choices("transform"))
+def test_transform(choice):
+    node = resolved("transform", choice)
+    transforms = make(node)
+    image = Image.new("RGB", (300, 200), (9, 9, 9))
+    for transform in (transforms.train(), transforms.test()):
+        result = transform(image)
+        assert result.dtype == torch.uint8 and result.shape == (3, node["size"], node["size"])
+
+
+def test_protocols_have_the_same_keys():
+    nodes = {choice: resolved("protocol", choice) for choice in choices("protocol")}
+    assert len({tuple(node) for node in nodes.values()}) == 1
+    assert all(node["name"] == choice and not node["watch_test"] for choice, node in nodes.items())
+
+
+@pytest.mark.parametrize("choice", choices("trainer"))
+def test_trainer(choice):
+    trainer = make(resolved("trainer", choice, "trainer.accelerator=cpu", "trainer.devices=1"), logger=False)
+    assert trainer.max_steps == 1000 and not trainer._accelerator_connector.use_distributed_sampler
+
+
+@pytest.mark.parametrize("choice", choices("logger"))
+def test_logger(choice, tmp_path):
+    node = resolved("logger", choice)
+    assert (node == {}) == (choice == "none")
+    if node:
+        assert make(node, save_dir=str(tmp_path)).save_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize("choice", choices("data"))
+def test_data(choice, tmp_path):
+    node = resolved("data", choice)
+    assert set(SPLIT_KEYS) <= set(node)
+    settings = {key: value for key, value in node.items() if key not in SPLIT_KEYS}
+    load = pydoc.locate(settings["_target_"])
+    assert set(settings) - {"_target_"} == set(inspect.signature(load).parameters)
+    if choice == "folder":
+        settings["root"] = str(write_images(tmp_path / "tree", classes=4, images=2))
+    elif choice != "digits":
+        pytest.skip("its files are not at hand")
+    source = make(settings)
+    assert isinstance(source, Source) and len(source.train) and len(source.test)
+    rest, validation = source.hold_out(0.5)
+    assert len(rest.train) + len(validation) == len(source.train)
+
+
+@pytest.mark.parametrize("choice", choices("model"))
+def test_model_is_a_backbone_with_its_input_size(choice):
+    # `experiment=digits` chooses a model; the choice on the command line wins.
+    cfg = composed("train", f"model={choice}")
+    assert cfg.backbone.name == choice
+    assert (cfg.embedder.dim, cfg.transform.size) == {"convnet": (2, 28), "googlenet": (512, 224)}[choice]
+
+
+@pytest.mark.parametrize("choice", choices("method"))
+def test_method_names_its_loss(choice):
+    cfg = composed("train", f"method={choice}")
+    assert cfg.loss._target_.startswith(f"dml.losses.{choice}.")
+    assert cfg.sampler.samples_per_class == (2 if choice == "npair" else 5)
+
+
+def test_every_loss_has_a_method():
+    assert choices("method") == choices("loss")
+
+
+@pytest.mark.parametrize("method", choices("method"))
+def test_method_runs(method, tmp_path):
+    metrics = train(tmp_path, f"method={method}", "trainer.max_steps=2", "trainer.val_check_interval=2").metrics
+    assert {"test/recall@1", "test/map"} <= set(metrics)
+    assert all(0 <= value <= 1 for value in metrics.values())
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiment_runs(experiment, tmp_path):
+    # On data at hand, in small batches and without downloads.
+    small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "backbone.pretrained=false", "loader.workers=0"]
+    if not composed("train", f"experiment={experiment}").data._target_.startswith("dml.data.digits."):
+        tree = write_images(tmp_path / "tree", classes=6, images=4)
+        small += ["data=folder", f"data.root={tree}", "data.val_fraction=0.34", "evaluator.ks=[1]"]
+        small += ["batch.classes_per_batch=2", "batch.samples_per_class=3", "batch.pairs=2"]
+    metrics = train(tmp_path / "run", f"experiment={experiment}", *small).metrics
+    assert {"test/recall@1", "test/map"} <= set(metrics)
+    assert all(0 <= value <= 1 for value in metrics.values())
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiment_says_what_it_is(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert text.startswith("# @package _global_\n# ") and "python train.py" in text.partition("defaults:")[0]
+
+
+def test_the_command_line_wins():
+    cfg = composed("train", "method=triplet", "loss=contrastive", "loss.margin=0.3")
+    assert cfg.loss._target_.endswith("ContrastiveLoss") and cfg.loss.margin == 0.3
+    cfg = composed("train", "experiment=digits", "optimizer.lr=0.25", "sampler.samples_per_class=3", "optimizer=sgd")
+    assert cfg.optimizer.lr == 0.25 and cfg.sampler.samples_per_class == 3
+    assert cfg.optimizer._target_ == "torch.optim.SGD"
+    cfg = composed("train", "experiment=digits", "method=npair", "sampler=groups", "scheduler=none", "loss.l2_weight=0")
+    assert cfg.sampler.samples_per_class == 5 and cfg.scheduler == {} and cfg.loss.l2_weight == 0
+    cfg = composed("train", "protocol=paper", "trainer.max_steps=7", "embedder.dim=64", "backbone=convnet4")
+    assert cfg.protocol.validate is False and cfg.trainer.max_steps == 7
+    assert cfg.embedder.dim == 64 and cfg.backbone.name == "convnet4"
+
+
+def test_a_choice_alone_keeps_the_rest_of_the_experiment():
+    cfg = composed("train", "protocol=paper")
+    # The experiment names a validation metric; the paper's protocol looks at none (and does not read the key).
+    assert cfg.protocol.validate is False and cfg.evaluator.normalize is False and cfg.optimizer.lr == 0.003
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("loss=nosuch", "nosuch"),
+        ("method=nosuch", "nosuch"),
+        ("loss.alhpa=3", "alhpa"),
+        ("nosuch.key=3", "nosuch"),
+        ("trainer.max_step=3", "max_step"),
+        ("method=triplet loss.alpha=3", "alpha"),
+    ],
+)
+def test_an_unknown_name_fails_and_is_named(override, named):
+    with pytest.raises(HydraException) as caught:
+        composed("train", *override.split())
+    assert named in str(caught.value)
