@@ -127,6 +127,8 @@ def build_trainer(cfg: DictConfig, folder: str, *, for_evaluation: bool = False)
         callbacks.append(StepProgressBar())
     return make(
         cfg.trainer,
+        # A run shorter than the interval is validated at its end: best.ckpt is always there.
+        val_check_interval=min(cfg.trainer.val_check_interval, cfg.trainer.max_steps),
         logger=logger,
         callbacks=callbacks,
         default_root_dir=folder,

@@ -43,6 +43,8 @@ def check(cfg: DictConfig, source: Source, validation: Records | None) -> None:
         problems.append("protocol.watch_test=true is for protocol=paper: a validated run has its own curves")
     if cfg.trainer.max_steps < 1:
         problems.append(f"trainer.max_steps={cfg.trainer.max_steps} is not possible: it must be at least 1")
+    if cfg.trainer.val_check_interval < 1:
+        problems.append(f"trainer.val_check_interval={cfg.trainer.val_check_interval} is not possible: it counts steps")
     smallest = min(len(part) for part in (source.gallery or source.test, validation) if part is not None)
     alone = int(source.gallery is None)
     if "recall" in cfg.evaluator.metrics and max(cfg.evaluator.ks) > smallest - alone:

@@ -25,8 +25,13 @@ from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
 from dml.report.figures import draw_embedding
 
-# Lightning's own use of torch, nothing a user could change.
-warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\)")
+# What Lightning says that no user could change, or that is not so here.
+for _noise in (
+    r".*isinstance\(treespec, LeafSpec\)",  # its own use of torch
+    r".*your dataloader is not resumable",  # the sampler is, and the data module stores its state
+    r"Total length of `list` across ranks is zero",  # protocol=paper validates nothing
+):
+    warnings.filterwarnings("ignore", message=_noise)
 
 
 def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

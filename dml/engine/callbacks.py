@@ -43,6 +43,9 @@ class LastCheckpoint(ModelCheckpoint):
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
             self._save(trainer)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing is remembered: where it writes and when is this run's."""
+
     def _save(self, trainer: pl.Trainer) -> None:
         self._save_checkpoint(trainer, self.format_checkpoint_name({}))
 
