@@ -115,18 +115,26 @@ def unpack(archive: Path, target: Path) -> None:
             if archive.suffix == ".zip":
                 with zipfile.ZipFile(archive) as members:
                     for name in members.namelist():
-                        path = PurePosixPath(name.replace("\\", "/"))
-                        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-                            raise ValueError(f"{archive} is refused: its member {name} would land outside")
+                        _check_member(archive, name)
                     members.extractall(folder)
             elif archive.suffix == ".gz":
                 with gzip.open(archive) as source, unpacked.open("wb") as file:
                     shutil.copyfileobj(source, file)
             else:
                 with tarfile.open(archive) as members:
-                    members.extractall(folder, filter="data")
+                    for member in members:
+                        _check_member(archive, member.name, plain=member.isfile() or member.isdir())
+                    # Python's own filter came with 3.10.12 and 3.11.4; the check above does not depend on it.
+                    safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                    members.extractall(folder, **safe)
         except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(f"{archive} cannot be unpacked ({error})") from error
         if not unpacked.exists():
             raise ValueError(f"{archive} holds no {target.name}")
         os.replace(unpacked, target)
+
+
+def _check_member(archive: Path, name: str, plain: bool = True) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not plain or path.is_absolute() or ".." in path.parts or ":" in (path.parts or ("",))[0]:
+        raise ValueError(f"{archive} is refused: its member {name} is a link or would land outside")

@@ -1,6 +1,6 @@
 """Runs of train.py and evaluate.py in this process, on the digits and in a few steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,6 @@ def write_images(root: Path, classes: int, images: int) -> Path:
             pixels = np.clip(rng.normal(40 * c + 20, 10, (12, 10, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"class{c}" / f"{i}.png")
     return root
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Runs set torch's threads for the whole process; the tests elsewhere get theirs back."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="package")

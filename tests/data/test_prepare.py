@@ -183,9 +183,19 @@ def test_tar_that_leaves_its_folder(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (root / "a.tgz").write_bytes(tgz({"a/good.txt": b"good", "../../evil.txt": b"evil"}))
-    with pytest.raises(ValueError, match=r"cannot be unpacked .*outside"):
+    with pytest.raises(ValueError, match=r"refused: .*outside"):
         download.unpack(root / "a.tgz", root / "a")
     assert [path.name for path in root.iterdir()] == ["a.tgz"] and not (tmp_path / "evil.txt").exists()
+
+
+def test_tar_with_a_link(tmp_path):
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        link = tarfile.TarInfo("a")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        archive.addfile(link)
+    with pytest.raises(ValueError, match="is a link"):
+        download.unpack(tmp_path / "a.tgz", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_zip_and_gz(tmp_path):

@@ -1,11 +1,10 @@
 """A learner of small parts that show what the engine does with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,6 @@ from dml.data.transforms import Transforms
 from dml.engine.datamodule import RetrievalData
 from dml.engine.module import MetricLearner
 from dml.samplers.groups import GroupSampler
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class TinyEmbedder(nn.Module):

@@ -3,7 +3,6 @@
 `pytest_generate_tests` runs each test for every variant (`options`, the constructor's arguments) and batch.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,15 +20,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("options", metafunc.cls.variants, ids=str)
     for name in (name for name in BATCHES if name in metafunc.fixturenames):
         metafunc.parametrize(name, BATCHES[name].values(), ids=BATCHES[name].keys())
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """Threads gain nothing on tensors this small, and waiting for each other they crawl on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class LossContract:
