@@ -200,7 +200,7 @@ def test_experiment_runs(experiment, tmp_path):
         small += ["data=folder", f"data.root={tree}", "data.val_fraction=0.34", "evaluator.ks=[1]"]
         small += ["batch.classes_per_batch=2", "batch.samples_per_class=3", "batch.pairs=2"]
     metrics = train(tmp_path / "run", f"experiment={experiment}", *small).metrics
-    assert {"test/recall@1", "test/map"} <= set(metrics)
+    assert "test/recall@1" in metrics
     assert all(0 <= value <= 1 for value in metrics.values())
 
 
