@@ -21,6 +21,8 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing, truncated, or not a checkpoint of this framework.
     """
+    if path.is_dir():
+        raise ValueError(f"{key}={path} is a folder: give the file, such as {path / 'checkpoints' / 'best.ckpt'}")
     if not path.is_file():
         raise ValueError(f"{key}={path} does not exist")
     try:

@@ -29,6 +29,7 @@ from dml.report.figures import draw_embedding
 for _noise in (
     r".*isinstance\(treespec, LeafSpec\)",  # its own use of torch
     r".*your dataloader is not resumable",  # the sampler is, and the data module stores its state
+    r"Checkpoint directory .* exists and is not empty",  # best.ckpt of a resumed run was just copied there
     r"Total length of `list` across ranks is zero",  # protocol=paper validates nothing
 ):
     warnings.filterwarnings("ignore", message=_noise)
@@ -98,13 +99,20 @@ def _resume_point(cfg: DictConfig) -> str:
     before, now = read_checkpoint(path, "resume")["dml_config"], OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
     free = {"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
-    changed = [str(key) for key in now if key not in free and now[key] != before.get(key)]
+    changed = [line for key in now if key not in free for line in _differences(str(key), before.get(key), now[key])]
     if changed:
         raise ValueError(
-            f"resume={cfg.resume} was trained with other settings of {', '.join(changed)}: "
-            "give the same command as then, and resume= with it"
+            f"resume={cfg.resume} was trained with other settings of {', '.join(changed)}. "
+            "Give the same command as then, and resume= with it"
         )
     return str(path)
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k))]
+    return [] if before == now else [f"{key} (then {before}, now {now})"]
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> dict[str, float]:
@@ -133,7 +141,7 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[
     packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     return {
-        "method": config["method_name"],
+        "method": config["loss"]["_target_"].split(".")[-2],
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,
@@ -179,7 +187,7 @@ def _save_picture(cfg: DictConfig, trainer: pl.Trainer, built: Built, metrics: d
 def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     """Rebuild data and model from a checkpoint and evaluate the test set again.
 
-    Writes metrics.json into the run's folder.
+    Writes evaluation.json, with the same fields as metrics.json, into the run's folder.
 
     Raises:
         ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
@@ -200,7 +208,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
         row = _row(trained, built, checkpoint["global_step"], None)
-        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
+        (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
         _print_table(metrics, folder)
     return metrics
 

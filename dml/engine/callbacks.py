@@ -42,6 +42,9 @@ class LastCheckpoint(ModelCheckpoint):
         """Write the state at an interrupt."""
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
             self._save(trainer)
+            if trainer.is_global_zero:
+                run = Path(str(self.dirpath)).parent
+                print(f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing is remembered: where it writes and when is this run's."""

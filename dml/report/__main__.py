@@ -1,11 +1,11 @@
-"""`python -m dml.report table DIR...` and `python -m dml.report figure4 DIR`: see --help."""
+"""Tables and pictures of finished runs: `python -m dml.report table DIR...`, `python -m dml.report figure4 DIR`."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from dml.report.figures import draw_side_by_side
-from dml.report.runs import Run, group_by_method, read_runs
+from dml.report.runs import Run, group_runs, read_runs
 from dml.report.tables import method_table
 
 
@@ -17,9 +17,10 @@ def main(arguments: list[str] | None = None) -> None:
     figure4 = commands.add_parser("figure4", help="2-D embeddings side by side, and their table")
     for command in (table, figure4):
         command.add_argument("folders", nargs="+", type=Path, help="folders of finished runs (a sweep's, or several)")
+        command.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.alpha")
     chosen = parser.parse_args(arguments)
     try:
-        groups = group_by_method(read_runs(chosen.folders))
+        groups = group_runs(read_runs(chosen.folders), chosen.by)
         names = [name for name in next(iter(groups.values()))[0].metrics if name.startswith("test/")]
         text = method_table(groups, names)
         print(text)

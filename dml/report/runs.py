@@ -18,10 +18,14 @@ class Run:
     metrics: dict[str, float]
     row: dict[str, Any]
 
-    @property
-    def method(self) -> str:
-        """The method's name, or the loss's when no method was chosen."""
-        return self.row["method"] or self.row["loss"]["_target_"].rpartition(".")[2]
+    def label(self, by: Sequence[str] = ()) -> str:
+        """The method's name with the values of the row's keys `by`; says so if test classes were watched."""
+        flat = _flat(self.row)
+        missing = [key for key in by if key not in flat]
+        if missing:
+            raise ValueError(f"--by {missing[0]} is no key of {self.folder}: {', '.join(flat)} are")
+        values = "".join(f", {key}={flat[key]}" for key in by)
+        return self.row["method"] + values + (" (leaked)" if self.row.get("leaked") else "")
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -42,25 +46,25 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def group_by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of one method together, in the order they come.
+def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
+    """Runs of one method, and of one value of each key in `by` (such as loss.alpha), in the order they come.
 
     Raises:
-        ValueError: two runs of a method differ in more than the seed, so a mean over them would mean nothing; names
+        ValueError: two runs of a group differ in more than the seed, so a mean over them would mean nothing; names
             the key.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.method, []).append(run)
-    for method, members in groups.items():
+        groups.setdefault(run.label(by), []).append(run)
+    for label, members in groups.items():
         first = _flat(members[0].row)
         for other in members[1:]:
             row = _flat(other.row)
             differing = sorted(key for key in first.keys() | row.keys() if first.get(key) != row.get(key))
             if differing:
                 raise ValueError(
-                    f"runs of {method} differ in {', '.join(differing)} and cannot be averaged: "
-                    f"{members[0].folder} and {other.folder}"
+                    f"runs of {label} differ in {', '.join(differing)} and cannot be averaged: "
+                    f"{members[0].folder} and {other.folder}; --by KEY gives each value a line"
                 )
     return groups
 

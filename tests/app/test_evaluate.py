@@ -15,7 +15,7 @@ def without_validation(metrics):
 def test_best_gives_the_metrics_that_training_printed(finished, tmp_path):
     run = evaluate(tmp_path, finished.folder / "checkpoints" / "best.ckpt")
     assert run.metrics == without_validation(finished.metrics)
-    stored = json.loads((tmp_path / "metrics.json").read_text())
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
     before = json.loads((finished.folder / "metrics.json").read_text())
     assert stored["metrics"] == run.metrics
     for key in ("data", "loss", "backbone", "dimension", "seed", "protocol", "evaluated_step", "leaked"):
@@ -34,7 +34,7 @@ def test_overrides_change_just_what_they_name(finished, tmp_path):
     assert run.metrics["test/recall@1"] == finished.metrics["test/recall@1"]
     normalized = evaluate(tmp_path / "b", best, "evaluator.normalize=true")
     assert normalized.metrics["test/map"] != finished.metrics["test/map"]
-    assert json.loads((tmp_path / "b" / "metrics.json").read_text())["row"]["normalize"]["test"] is True
+    assert json.loads((tmp_path / "b" / "evaluation.json").read_text())["row"]["normalize"]["test"] is True
 
 
 def test_other_images(finished, tmp_path):
@@ -42,7 +42,7 @@ def test_other_images(finished, tmp_path):
     best = finished.folder / "checkpoints" / "best.ckpt"
     run = evaluate(tmp_path / "run", best, "data=folder", f"data.root={tree}", "evaluator.ks=[1]")
     assert set(run.metrics) >= {"test/recall@1"}
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["row"]["data"] == "tree"
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["row"]["data"] == "tree"
 
 
 def test_a_loss_with_weights_of_its_own_is_evaluated_too(tmp_path):

@@ -50,7 +50,7 @@ def test_evaluate_on_the_command_line(tmp_path, finished):
     changed = ("evaluator.ks=[1,16]", "evaluator.normalize=true")
     code, out, err = end(start("evaluate.py", *QUIET, f"ckpt_path={best}", *changed, f"hydra.run.dir={tmp_path}"))
     assert code == 0, err
-    stored = json.loads((tmp_path / "metrics.json").read_text())
+    stored = json.loads((tmp_path / "evaluation.json").read_text())
     recalls = {name for name in stored["metrics"] if "recall" in name}
     assert recalls == {"test/recall@1", "test/recall@16"} and all(name in out for name in recalls)
     assert stored["row"]["normalize"]["test"] is True

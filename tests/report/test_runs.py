@@ -1,6 +1,6 @@
 import pytest
 
-from dml.report.runs import group_by_method, read_runs
+from dml.report.runs import group_runs, read_runs
 
 
 def test_finds_finished_runs_below_a_folder_and_no_others(tmp_path, write_run):
@@ -30,7 +30,7 @@ def test_a_broken_file_is_named(tmp_path, content):
 def test_groups_by_method_over_seeds(tmp_path, write_run):
     for name, method, seed in (("a", "nra", 0), ("b", "nra", 1), ("c", "lifted", 0)):
         write_run(name, method, seed)
-    groups = group_by_method(read_runs([tmp_path]))
+    groups = group_runs(read_runs([tmp_path]))
     assert {method: len(runs) for method, runs in groups.items()} == {"nra": 2, "lifted": 1}
 
 
@@ -38,11 +38,27 @@ def test_refuses_to_average_other_settings_and_names_the_key(tmp_path, write_run
     write_run("a", optimizer={"lr": 0.1})
     write_run("b", seed=1, optimizer={"lr": 0.2})
     with pytest.raises(ValueError, match=r"differ in optimizer\.lr and cannot be averaged"):
-        group_by_method(read_runs([tmp_path]))
+        group_runs(read_runs([tmp_path]))
 
 
 def test_a_key_that_only_one_run_has_differs(tmp_path, write_run):
     write_run("a")
-    write_run("b", seed=1, leaked=True)
-    with pytest.raises(ValueError, match="differ in leaked"):
-        group_by_method(read_runs([tmp_path]))
+    write_run("b", seed=1, crop=1)
+    with pytest.raises(ValueError, match="differ in crop"):
+        group_runs(read_runs([tmp_path]))
+
+
+def test_by_gives_each_value_its_group(tmp_path, write_run):
+    write_run("a", loss={"alpha": 1})
+    write_run("b", loss={"alpha": 2})
+    write_run("c", seed=1, loss={"alpha": 2})
+    groups = group_runs(read_runs([tmp_path]), ["loss.alpha"])
+    assert {label: len(runs) for label, runs in groups.items()} == {"nra, loss.alpha=1": 1, "nra, loss.alpha=2": 2}
+    with pytest.raises(ValueError, match=r"--by loss\.beta is no key"):
+        group_runs(read_runs([tmp_path]), ["loss.beta"])
+
+
+def test_a_leaked_run_is_marked(tmp_path, write_run):
+    write_run("a", leaked=True)
+    write_run("b")
+    assert set(group_runs(read_runs([tmp_path]))) == {"nra", "nra (leaked)"}

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from dml.report.runs import group_by_method, read_runs
+from dml.report.runs import group_runs, read_runs
 from dml.report.tables import mean_and_interval, method_table
 
 
@@ -23,7 +23,7 @@ def test_table_has_a_line_a_method_in_percent(tmp_path, write_run):
     write_run("a", "nra", 0, 0.8)
     write_run("b", "nra", 1, 0.9)
     write_run("c", "lifted", 0, 0.7)
-    lines = method_table(group_by_method(read_runs([tmp_path])), ["test/map"]).splitlines()
+    lines = method_table(group_runs(read_runs([tmp_path])), ["test/map"]).splitlines()
     assert lines[0] == "| method | map | seeds |"
     assert lines[2] == "| nra | 85.0 ± 63.5 | 2 |"
     assert lines[3] == "| lifted | 70.0 | 1 |"
