@@ -29,13 +29,14 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All finished runs in or below the folders, in the order of their paths.
+    """All finished runs in or below the folders, in the order of their paths; jobs of a sweep by number.
 
     Raises:
         ValueError: there is none, or a metrics.json cannot be read.
     """
     runs = []
-    for file in sorted({file for folder in folders for file in folder.rglob("metrics.json")}):
+    files = {file for folder in folders for file in folder.rglob("metrics.json")}
+    for file in sorted(files, key=lambda f: [(int(part) if part.isdigit() else -1, part) for part in f.parts]):
         try:
             content = json.loads(file.read_text())
             runs.append(Run(file.parent, content["metrics"], content["row"]))

@@ -62,3 +62,9 @@ def test_a_leaked_run_is_marked(tmp_path, write_run):
     write_run("a", leaked=True)
     write_run("b")
     assert set(group_runs(read_runs([tmp_path]))) == {"nra", "nra (leaked)"}
+
+
+def test_jobs_of_a_sweep_come_by_number(tmp_path, write_run):
+    for job in (10, 2, 1):
+        write_run(str(job), seed=job)
+    assert [run.row["seed"] for run in read_runs([tmp_path])] == [1, 2, 10]
