@@ -106,15 +106,11 @@ class Source:
         labels = self.train.labels
         rng = np.random.default_rng(0)
 
-        def part(shuffled: np.ndarray) -> np.ndarray:
-            return shuffled[round(start * len(shuffled)) : round(stop * len(shuffled))]
-
         if self.class_disjoint:
-            held_out = np.isin(labels, part(rng.permutation(self.train.num_classes)))
+            classes = rng.permutation(self.train.num_classes)
+            held_out = np.isin(labels, classes[round(start * len(classes)) : round(stop * len(classes))])
         else:
-            held_out = np.zeros(len(labels), dtype=bool)
-            for c in range(self.train.num_classes):
-                held_out[part(rng.permutation(np.flatnonzero(labels == c)))] = True
+            held_out = _part_of_each_class(labels, start, stop, rng)
         if held_out.all() or not held_out.any():
             raise ValueError(
                 f"data.val_fraction={fraction} (fold {fold} of {folds}) leaves {len(labels) - held_out.sum()} "
@@ -126,12 +122,17 @@ class Source:
 
 def stratified_split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
     """Split off `fraction` of the images of every class, at random: (the rest, the part)."""
-    rng = np.random.default_rng(seed)
-    part = np.zeros(len(records), dtype=bool)
-    for c in range(records.num_classes):
-        members = rng.permutation(np.flatnonzero(records.labels == c))
-        part[members[: round(fraction * len(members))]] = True
+    part = _part_of_each_class(records.labels, 0, fraction, np.random.default_rng(seed))
     return records.subset(np.flatnonzero(~part)), records.subset(np.flatnonzero(part))
+
+
+def _part_of_each_class(labels: np.ndarray, start: float, stop: float, rng: np.random.Generator) -> np.ndarray:
+    """Mask [N] of the images from share `start` to share `stop` of every class, shuffled."""
+    part = np.zeros(len(labels), dtype=bool)
+    for c in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == c))
+        part[members[round(start * len(members)) : round(stop * len(members))]] = True
+    return part
 
 
 def load_image(image: Path | np.ndarray) -> Image.Image:
