@@ -21,6 +21,7 @@ from rich.table import Table
 
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
+from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
 from dml.report.figures import draw_embedding
@@ -62,7 +63,8 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
 
     Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and for
-    two-dimensional embeddings test_embeddings.npz and embedding.png.
+    two-dimensional embeddings test_embeddings.npz and embedding.png. A folder that holds a finished run of the same
+    settings is left as it is; one that holds an unfinished run goes on from its last checkpoint.
 
     Returns:
         The final metrics: test/... and, when validated, the best val/... that chose the checkpoint.
@@ -72,50 +74,37 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         NonFiniteLossError: the loss became NaN or infinite.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with held(folder):
+        if (metrics := finished_metrics(cfg, folder)) is not None:
+            print(f"Finished already, and not run again: {folder}")
+            return metrics
+        return _train(cfg, folder)
+
+
+def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
     built = build(cfg)
-    resumed = None if cfg.resume is None else _resume_point(cfg)
-    if resumed is not None and (best := Path(resumed).with_name("best.ckpt")).is_file():
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        shutil.copy2(best, folder / "checkpoints" / "best.ckpt")
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    resumed = resume_point(cfg, folder)
+    checkpoints = folder / "checkpoints"
+    if resumed is not None and resumed.parent != checkpoints and (best := resumed.with_name("best.ckpt")).is_file():
+        checkpoints.mkdir(exist_ok=True)
+        shutil.copy2(best, checkpoints / "best.ckpt")
+    (folder / "config.yaml").write_text(config)
     trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
-        trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed, weights_only=True)
-        metrics = _test(cfg, trainer, built, folder)
+        trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed and str(resumed), weights_only=True)
+        metrics = _test(cfg, trainer, built, folder, code)
     finally:
         _finish_wandb()
     return metrics
 
 
-def _resume_point(cfg: DictConfig) -> str:
-    """The checkpoint that cfg.resume (a run folder or a checkpoint) names; the run's config must be this one."""
-    path = Path(cfg.resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    before, now = read_checkpoint(path, "resume")["dml_config"], OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(now, dict)
-    free = {"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
-    changed = [line for key in now if key not in free for line in _differences(str(key), before.get(key), now[key])]
-    if changed:
-        raise ValueError(
-            f"resume={cfg.resume} was trained with other settings of {', '.join(changed)}. "
-            "Give the same command as then, and resume= with it"
-        )
-    return str(path)
-
-
-def _differences(key: str, before: Any, now: Any) -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k))]
-    return [] if before == now else [f"{key} (then {before}, now {now})"]
-
-
-def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> dict[str, float]:
+def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str) -> dict[str, float]:
     best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)), None)
     chosen = best.best_model_path or None if best is not None else None
     metrics: dict[str, float] = {}
@@ -125,15 +114,20 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path) -> d
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
-        (folder / "metrics.json").write_text(
-            json.dumps({"metrics": metrics, "row": _row(cfg, built, steps, chosen)}, indent=2) + "\n"
-        )
+        _write(folder / "metrics.json", metrics, _row(cfg, built, steps, chosen, code))
         _print_table(metrics, folder)
         _save_picture(cfg, trainer, built, metrics, folder)
     return metrics
 
 
-def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[str, Any]:
+def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
+    # The file is the sign of a finished run, so it appears whole or not at all.
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
+    part.replace(file)
+
+
+def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
     """All that decides a result, for tables and for whoever compares two of them."""
     config = built.model.config
     step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
@@ -164,6 +158,7 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None) -> dict[
         "steps": steps,
         "evaluated_step": step,
         "versions": versions,
+        "code": code,
     }
 
 
@@ -207,8 +202,8 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
-        row = _row(trained, built, checkpoint["global_step"], None)
-        (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
+        row = _row(trained, built, checkpoint["global_step"], None, code_version())
+        _write(folder / "evaluation.json", metrics, row)
         _print_table(metrics, folder)
     return metrics
 

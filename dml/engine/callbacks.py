@@ -44,7 +44,10 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
             if trainer.is_global_zero:
                 run = Path(str(self.dirpath)).parent
-                print(f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run}")
+                print(
+                    f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run} "
+                    "(a sweep goes on with the same command alone)"
+                )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing is remembered: where it writes and when is this run's."""

@@ -1,0 +1,123 @@
+"""The folder of a run: named after the command of its sweep, held by one process, continued by the same command."""
+
+import fcntl
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from dml.app.checkpoint import read_checkpoint
+
+# Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
+FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
+
+
+class SweepNamedByCommand(Callback):
+    """Name the folder of a sweep after its command, so that the same command finds it again.
+
+    An hydra.sweep.dir that the user gives stays.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Fill in hydra.sweep.dir before the sweeper reads it."""
+        if config.hydra.sweep.dir:
+            return
+        command = " ".join(config.hydra.overrides.task)
+        # Without the characters that an override such as ckpt_path=FILE would need quotes for.
+        readable = re.sub(r"[^\w.-]+", "_", command.replace("=", "-"))[:80] or "defaults"
+        name = f"multirun/{readable}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = name
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the folder for this run; the system lets go of it however the process ends.
+
+    Raises:
+        ValueError: another process runs in it.
+    """
+    if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is running in {folder}: wait for it, or give another hydra.run.dir or hydra.sweep.dir"
+            ) from None
+        yield
+
+
+def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
+    """The metrics of the run that this folder holds; None if it holds no finished one.
+
+    Raises:
+        ValueError: they come from other settings or another version of our code; names the difference.
+    """
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return None
+    before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    _same_settings(before, cfg, FREE - {"trainer"}, f"{folder} holds a run that")
+    found = json.loads(file.read_text())
+    if found["row"]["code"] != code_version():
+        raise ValueError(
+            f"{folder} holds a run that another version of the code finished, and it is left as it is: "
+            "to run it again delete the folder, or give another hydra.run.dir or hydra.sweep.dir"
+        )
+    return found["metrics"]
+
+
+def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to go on from: the one that cfg.resume names, or that of an unfinished run in this folder.
+
+    Raises:
+        ValueError: there is none where cfg.resume says, it cannot be read, or its run had other settings.
+    """
+    if cfg.resume is None:
+        path, said = folder / "checkpoints" / "last.ckpt", f"{folder} holds a run that"
+        if not path.is_file():
+            return None
+    else:
+        path, said = Path(cfg.resume), f"resume={cfg.resume}"
+        path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    _same_settings(read_checkpoint(path, "resume")["dml_config"], cfg, FREE, said)
+    return path
+
+
+def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> None:
+    now = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(now, dict)
+    changed = [line for key in now if key not in free for line in _differences(str(key), before.get(key), now[key])]
+    if changed:
+        raise ValueError(
+            f"{said} was trained with other settings of {', '.join(changed)}. "
+            "Give the same command as then, or another hydra.run.dir or hydra.sweep.dir"
+        )
+
+
+def _differences(key: str, before: Any, now: Any) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k))]
+    return [] if before == now else [f"{key} (then {before}, now {now})"]
+
+
+def code_version() -> str:
+    """A fingerprint of what computes results: the sources of this package, the report left out."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted(file for file in package.rglob("*.py") if file.parent.name != "report")
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]

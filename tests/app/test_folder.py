@@ -1,0 +1,137 @@
+"""A run's folder: a sweep that was broken off goes on with the same command, and nothing finished is lost."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
+
+from dml.app import folder as folders
+from dml.app.folder import SweepNamedByCommand, held
+from tests.app.conftest import ROOT, Run, train
+from tests.app.test_processes import SHORT, end, start
+from tests.app.test_resume import assert_same_end
+
+STEPS = ("trainer.max_steps=40", "trainer.val_check_interval=20")
+
+
+def test_a_sweep_killed_in_its_second_job_ends_as_one_that_was_not(tmp_path):
+    command = (
+        "train.py",
+        "-m",
+        *SHORT,
+        "seed=0,1",
+        *STEPS,
+        "checkpoint_minutes=0.00001",
+        f"hydra.sweep.dir={tmp_path}",
+    )
+    process = start(*command)
+    last, deadline = tmp_path / "1" / "checkpoints" / "last.ckpt", time.monotonic() + 60
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    end(process)
+    assert not (tmp_path / "1" / "metrics.json").exists()
+    first = (tmp_path / "0" / "metrics.json").read_bytes()
+    broken_off = torch.load(last, weights_only=True)["global_step"]
+    assert 0 < broken_off < 40
+
+    code, out, err = end(start(*command))
+    assert code == 0, err
+    assert out.count("not run again") == 1 and (tmp_path / "0" / "metrics.json").read_bytes() == first
+    # The one in this process writes no checkpoint in between.
+    assert_same_end(Run(tmp_path / "1", {}), train(tmp_path / "straight", "seed=1", *STEPS, "checkpoint_minutes=5"))
+    assert json.loads((tmp_path / "1" / "metrics.json").read_text())["row"]["steps"] == 40
+
+
+def test_a_finished_folder_is_left_as_it_is(tmp_path):
+    run = train(tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert train(tmp_path).metrics == run.metrics
+    # Who carries it out does not matter, what comes out of it does.
+    assert train(tmp_path, "loader.workers=1", "threads=1").metrics == run.metrics
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds .* other settings of seed \(then 0, now 1\)"):
+        train(tmp_path, "seed=1")
+    with pytest.raises(ValueError, match=r"trainer\.max_steps \(then 3, now 4\)"):
+        train(tmp_path, "trainer.max_steps=4")
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_other_code_does_not_pass_for_the_same_result(tmp_path, monkeypatch):
+    train(tmp_path)
+    monkeypatch.setattr(folders, "code_version", lambda: "another")
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds a run that another version of the code finished"):
+        train(tmp_path)
+
+
+def test_an_unfinished_run_of_other_settings_is_not_mixed_in(tmp_path):
+    train(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    config = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds .* other settings of loss\.alpha \(then 4\.0, now 2\)"):
+        train(tmp_path, "loss.alpha=2")
+    assert (tmp_path / "config.yaml").read_bytes() == config
+
+
+def test_a_run_killed_while_it_tests_only_tests_again(tmp_path):
+    run = train(tmp_path)
+    (tmp_path / "metrics.json").unlink()
+    step = run.checkpoint()["global_step"]
+    assert train(tmp_path).metrics == run.metrics
+    assert run.checkpoint()["global_step"] == step
+
+
+def test_a_csv_log_survives_going_on(tmp_path):
+    train(tmp_path, "logger=csv", "trainer.log_every_n_steps=1")
+    (log,) = tmp_path.rglob("metrics.csv")
+    before = log.read_bytes()
+    (tmp_path / "metrics.json").unlink()
+    train(tmp_path, "logger=csv", "trainer.log_every_n_steps=1")
+    assert log.read_bytes() == before and before
+
+
+def test_two_processes_never_share_a_folder(tmp_path):
+    code = (
+        "import time; from pathlib import Path; from dml.app.folder import held\n"
+        f"with held(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=f"another process is running in {tmp_path}"):
+            train(tmp_path)
+    finally:
+        process.kill()
+        process.wait()
+    with held(tmp_path):
+        pass
+
+
+def named(*overrides: str, folder: str = "") -> tuple[str, list[str]]:
+    config = OmegaConf.create(
+        {"hydra": {"sweep": {"dir": folder}, "overrides": {"task": list(overrides), "hydra": []}}}
+    )
+    OmegaConf.set_readonly(config, True)
+    callback: Callback = SweepNamedByCommand()
+    callback.on_multirun_start(config)
+    return config.hydra.sweep.dir, list(config.hydra.overrides.hydra)
+
+
+def test_a_sweep_is_named_by_its_command():
+    name, handed_on = named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")
+    assert re.fullmatch(r"multirun/method-nra_triplet_data\.root-_a_b_c_seed-0_1-[0-9a-f]{8}", name)
+    assert handed_on == [f"hydra.sweep.dir='{name}'"]
+    assert named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")[0] == name
+    assert named("method=nra,triplet", "data.root=/a/b/c", "seed=0,1")[0] != name
+    assert len(named(*(f"key{i}={i}" for i in range(100)))[0]) < 120
+    assert named()[0].startswith("multirun/defaults-")
+
+
+def test_a_name_that_the_user_gave_stays():
+    assert named("seed=0,1", folder="mine") == ("mine", [])
