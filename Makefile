@@ -35,7 +35,7 @@ format: $(READY)  ## Put the code into the project's style
 figure4: $(READY)  ## Fig. 4 of the paper: four losses, one plane each; ARGS="seed=0 data=mnist ..." changes the sweep
 	dir=outputs/figure4/$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/python train.py -m method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
-	$(BIN)/python -m dml.report figure4 $$dir
+	$(BIN)/python -m dml.report $$dir
 
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info

@@ -1,44 +1,69 @@
-"""Tables and pictures of finished runs: `python -m dml.report table DIR...`, `python -m dml.report figure4 DIR`."""
+"""Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY]`.
+
+Writes table.md, table.csv and table.tex; figure3.png where alpha was swept; figure4.png of two-dimensional embeddings.
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
-from dml.report.figures import draw_side_by_side
-from dml.report.runs import Run, group_runs, read_runs
-from dml.report.tables import method_table
+from dml.report.figures import draw_alpha_sweep, draw_side_by_side
+from dml.report.runs import Group, Run, group_runs, read_runs
+from dml.report.tables import as_csv, latex, layout, markdown, table2
+
+ALPHA = "loss.alpha"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print and write what the command asks for; a mistake is one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m dml.report", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    table = commands.add_parser("table", help="mean and 95 %% t-interval over seeds, one line a method")
-    figure4 = commands.add_parser("figure4", help="2-D embeddings side by side, and their table")
-    for command in (table, figure4):
-        command.add_argument("folders", nargs="+", type=Path, help="folders of finished runs (a sweep's, or several)")
-        command.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.alpha")
+    """Print and write what the runs have to show; a mistake is one line on standard error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dml.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of finished runs: a sweep's, ...")
+    parser.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.mining")
+    parser.add_argument("--out", type=Path, help="folder to write into; the first DIR by default")
     chosen = parser.parse_args(arguments)
+    out = chosen.out or chosen.folders[0]
     try:
-        groups = group_runs(read_runs(chosen.folders), chosen.by)
-        names = [name for name in next(iter(groups.values()))[0].metrics if name.startswith("test/")]
-        text = method_table(groups, names)
-        print(text)
-        (chosen.folders[0] / "table.md").write_text(text + "\n")
-        if chosen.command == "figure4":
-            print(f"Picture: {draw_side_by_side(_panels(groups), chosen.folders[0] / 'figure4.png')}")
+        runs = read_runs(chosen.folders)
+        swept = len({run.settings[ALPHA] for run in runs if ALPHA in run.settings}) > 1
+        by = list(dict.fromkeys([*chosen.by, *([ALPHA] if swept else [])]))
+        groups = group_runs(runs, by)
     except ValueError as error:
         sys.exit(str(error))
+    table = layout(groups)
+    text = "\n\n".join(filter(None, [markdown(table), table2(groups)]))
+    print(text)
+    if len(runs) > (counted := sum(map(len, groups.values()))):
+        print(f"\n{len(runs) - counted} runs repeat a seed of another and were not counted.")
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"table.md": text + "\n", "table.csv": as_csv(groups), "table.tex": latex(table) + "\n"}
+    for name, content in files.items():
+        (out / name).write_text(content)
+    pictures = []
+    if swept:
+        others = [key for key in chosen.by if key != ALPHA]
+        pictures.append(draw_alpha_sweep(_by_alpha(groups, others), out / "figure3.png"))
+    if all(group.dimension == 2 for group in groups):
+        pictures.append(draw_side_by_side(_panels(groups), out / "figure4.png"))
+    print("\nFiles:", *(out / name for name in files), *pictures)
 
 
-def _panels(groups: dict[str, list[Run]]) -> list[tuple[str, Path, float]]:
-    panels = []
-    for method, runs in groups.items():
-        run = min(runs, key=lambda r: r.row["seed"])
-        if run.row["dimension"] != 2:
-            raise ValueError(f"{run.folder} has embeddings of {run.row['dimension']} dimensions; figure4 draws 2")
-        panels.append((f"{method}, seed {run.row['seed']}", run.folder, run.metrics["test/map"]))
+def _by_alpha(groups: dict[Group, list[Run]], by: list[str]) -> dict[str, dict[float, list[Run]]]:
+    panels: dict[str, dict[float, list[Run]]] = {}
+    for group, runs in groups.items():
+        if ALPHA in runs[0].settings:
+            title = f"{runs[0].label(by)}: {group.data}, {group.dimension} dimensions"
+            panels.setdefault(title, {})[float(runs[0].settings[ALPHA])] = runs
     return panels
+
+
+def _panels(groups: dict[Group, list[Run]]) -> list[tuple[str, Path, float | None]]:
+    first = {group: min(runs, key=lambda run: run.row["seed"]) for group, runs in groups.items()}
+    return [
+        (f"{group.label}, seed {run.row['seed']}", run.folder, run.metrics.get("test/map"))
+        for group, run in first.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Pictures of finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dml.report.paper import read
+from dml.report.runs import Run
+from dml.report.tables import mean_and_interval
 
 
 def _scatter(axes: Any, folder: Path) -> int:
@@ -44,17 +48,52 @@ def draw_embedding(folder: Path, mean_average_precision: float | None) -> Path:
     return _save(figure, folder / "embedding.png")
 
 
-def draw_side_by_side(panels: Sequence[tuple[str, Path, float]], path: Path) -> Path:
+def draw_side_by_side(panels: Sequence[tuple[str, Path, float | None]], path: Path) -> Path:
     """Draw the embeddings of several runs beside each other (Fig. 4 of the paper).
 
     Args:
-        panels: (title, run folder, mAP) of each run.
+        panels: (title, run folder, mAP if measured) of each run.
         path: of the picture.
     """
     figure, axes = _figure(len(panels))
     for ax, (title, folder, score) in zip(axes, panels, strict=True):
         _scatter(ax, folder)
-        ax.set_title(f"{title}\nmAP {score:.3f}")
+        ax.set_title(title if score is None else f"{title}\nmAP {score:.3f}")
+    return _save(figure, path)
+
+
+def transfer(r: np.ndarray, alpha: float) -> np.ndarray:
+    """The transfer function w(r; alpha) of eq. 10 for ranks r in [0, 1]."""
+    return np.where(r < 0.5, 0.5 * (2 * r) ** alpha, 1 - 0.5 * (2 - 2 * r) ** alpha)
+
+
+def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: Path) -> Path:
+    """Draw Fig. 3 of the paper: transfer function, its loss component, and Recall@K over alpha with 95 % intervals.
+
+    Args:
+        sweeps: title -> alpha -> runs that are averaged; a panel each.
+        path: of the picture.
+    """
+    figure, axes = _figure(2 + len(sweeps))
+    ranks = np.linspace(0, 1, 401)
+    for alpha in sorted({alpha for sweep in sweeps.values() for alpha in sweep}):
+        w = transfer(ranks, alpha)
+        axes[0].plot(ranks, w, label=rf"$\alpha$ = {alpha:g}")
+        with np.errstate(divide="ignore"):
+            axes[1].plot(ranks, -np.log(1 - w), label=rf"$\alpha$ = {alpha:g}")
+    axes[0].set(title="transfer function", xlabel="rank r", ylabel=r"$w(r; \alpha)$")
+    axes[1].set(title="loss component of a positive", xlabel="rank r", ylabel=r"$-\log(1 - w(r; \alpha))$", ylim=(0, 6))
+    axes[0].legend()
+    best = read("figure3")["best_alpha"]
+    for ax, (title, sweep) in zip(axes[2:], sweeps.items(), strict=True):
+        alphas = sorted(sweep)
+        for name in (name for name in sweep[alphas[0]][0].metrics if name.startswith("test/recall@")):
+            values = [mean_and_interval([100 * run.metrics[name] for run in sweep[alpha]]) for alpha in alphas]
+            means, halves = zip(*values, strict=True)
+            ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name.removeprefix("test/"))
+        ax.axvline(best, color="gray", linestyle=":", label="the paper's choice")
+        ax.set(title=title, xlabel=r"$\alpha$", ylabel="Recall@K [%]")
+        ax.legend()
     return _save(figure, path)
 
 

@@ -1,13 +1,16 @@
 """Reading finished runs: their metrics.json, never anything else."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-# What may differ between runs that are averaged: the seed, and what follows from it.
-_FREE = ("seed", "evaluated_step")
+# What may differ between runs that are averaged: the seed, what follows from it, and the version of the code (said
+# beneath the table: most changes of the code change no result).
+_FREE = frozenset({"seed", "evaluated_step", "code"})
+# What follows from the fold, when that differs.
+_FOLD = frozenset({"split.fold", "train_images", "train_classes", "loss.num_classes"})
 
 
 @dataclass(frozen=True)
@@ -18,14 +21,23 @@ class Run:
     metrics: dict[str, float]
     row: dict[str, Any]
 
-    def label(self, by: Sequence[str] = ()) -> str:
-        """The method's name with the values of the row's keys `by`; says so if test classes were watched."""
-        flat = _flat(self.row)
-        missing = [key for key in by if key not in flat]
-        if missing:
-            raise ValueError(f"--by {missing[0]} is no key of {self.folder}: {', '.join(flat)} are")
-        values = "".join(f", {key}={flat[key]}" for key in by)
-        return self.row["method"] + values + (" (leaked)" if self.row.get("leaked") else "")
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The row by dotted key, as loss.alpha."""
+        return _flat(self.row)
+
+    def label(self, by: Iterable[str] = ()) -> str:
+        """The method's name with the values of the row's keys `by`, where it has them."""
+        settings = self.settings
+        return self.row["method"] + "".join(f", {key}={settings[key]}" for key in by if key in settings)
+
+
+class Group(NamedTuple):
+    """What is averaged over seeds and folds: one method on one data set with one embedding size."""
+
+    label: str
+    data: str
+    dimension: int
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -35,7 +47,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         ValueError: there is none, or a metrics.json cannot be read.
     """
     runs = []
-    files = {file for folder in folders for file in folder.rglob("metrics.json")}
+    files = {file.resolve() for folder in folders for file in folder.rglob("metrics.json")}
     for file in sorted(files, key=lambda f: [(int(part) if part.isdigit() else -1, part) for part in f.parts]):
         try:
             content = json.loads(file.read_text())
@@ -47,32 +59,45 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return runs
 
 
-def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[str, list[Run]]:
-    """Runs of one method, and of one value of each key in `by` (such as loss.alpha), in the order they come.
+def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[Run]]:
+    """Runs of one method, data set, dimension and value of each key in `by` (such as loss.mining), as they come.
+
+    A run that repeats the seed and fold of another in its group is left out: it is no further sample.
 
     Raises:
-        ValueError: two runs of a group differ in more than the seed, so a mean over them would mean nothing; names
-            the key.
+        ValueError: two runs of a group differ in more than seed and fold, so a mean over them would mean nothing, or
+            no run has a key of `by`; names the key.
     """
-    groups: dict[str, list[Run]] = {}
+    for key in by:
+        if not any(key in run.settings for run in runs):
+            raise ValueError(f"--by {key} is no key of {runs[0].folder}: {', '.join(runs[0].settings)} are")
+    groups: dict[Group, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.label(by), []).append(run)
-    for label, members in groups.items():
-        first = _flat(members[0].row)
-        for other in members[1:]:
-            row = _flat(other.row)
-            differing = sorted(key for key in first.keys() | row.keys() if first.get(key) != row.get(key))
-            if differing:
-                raise ValueError(
-                    f"runs of {label} differ in {', '.join(differing)} and cannot be averaged: "
-                    f"{members[0].folder} and {other.folder}; --by KEY gives each value a line"
-                )
+        members = groups.setdefault(Group(run.label(by), run.row["data"], run.row["dimension"]), [])
+        if members:
+            _refuse_other_settings(members[0], run)
+        if all(_sample(run) != _sample(other) for other in members):
+            members.append(run)
     return groups
+
+
+def _refuse_other_settings(first: Run, other: Run) -> None:
+    a, b = first.settings, other.settings
+    free = _FREE | (_FOLD if a.get("split.fold") != b.get("split.fold") else set())
+    differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
+    if differing:
+        raise ValueError(
+            f"runs of {first.row['method']} differ in {', '.join(differing)} and cannot be averaged: "
+            f"{first.folder} and {other.folder}; --by KEY gives each value a line"
+        )
+
+
+def _sample(run: Run) -> tuple[Any, Any]:
+    return run.row["seed"], run.settings.get("split.fold")
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        if prefix or key not in _FREE:
-            flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat

@@ -1,11 +1,18 @@
-"""Tables of finished runs, in Markdown."""
+"""Tables of finished runs in the layout of the paper's Table I: Markdown, LaTeX, and CSV for machines."""
 
+import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from dml.report.runs import Run
+from dml.report.paper import marks, published, read
+from dml.report.runs import Group, Run
+
+Groups = Mapping[Group, Sequence[Run]]
+NONE = "-"  # where there is no value
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -18,16 +25,194 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(half)
 
 
-def method_table(groups: Mapping[str, Sequence[Run]], metrics: Sequence[str]) -> str:
-    """One line a method: mean +- 95 % t-interval over seeds of each metric, in percent."""
-    lines = [
-        "| method | " + " | ".join(name.removeprefix("test/") for name in metrics) + " | seeds |",
-        "|---|" + "---:|" * (len(metrics) + 1),
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one group, in percent; the paper's value where it has one."""
+
+    mean: float
+    half: float
+    paper: float | None
+
+    @property
+    def ours(self) -> str:
+        """Mean ± half of the 95 % t-interval."""
+        return f"{self.mean:.1f}" + ("" if math.isnan(self.half) else f" ± {self.half:.1f}")
+
+    @property
+    def theirs(self) -> str:
+        """The paper's value."""
+        return NONE if self.paper is None else f"{self.paper:.1f}"
+
+    @property
+    def difference(self) -> str:
+        """Ours less the paper's."""
+        return NONE if self.paper is None else f"{self.mean - self.paper:+.1f}"
+
+
+def cell(runs: Sequence[Run], metric: str) -> Cell | None:
+    """The mean of a metric over runs; None if they did not measure it."""
+    if any(metric not in run.metrics for run in runs):
+        return None
+    mean, half = mean_and_interval([100 * run.metrics[metric] for run in runs])
+    return Cell(mean, half, published(runs[0], metric))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table without its markup.
+
+    Attributes:
+        spans: (data set with its dimensions, number of its columns).
+        columns: names of the metrics, and what is averaged last.
+        lines: one list of cells each, the first naming the method.
+        notes: what stands beneath.
+    """
+
+    spans: list[tuple[str, int]]
+    columns: list[str]
+    lines: list[list[str]]
+    notes: list[str]
+
+
+def layout(groups: Groups) -> Layout:
+    """Methods as lines, Recall@K and the other metrics of each data set as columns, dimensions divided by a slash.
+
+    Where the paper has a value, two more lines: the paper's, and the difference.
+    """
+    data = list(dict.fromkeys(group.data for group in groups))
+    dimensions = {d: sorted({group.dimension for group in groups if group.data == d}) for d in data}
+    metrics = {d: _metrics([run for group in groups if group.data == d for run in groups[group]]) for d in data}
+    lines: list[list[str]] = []
+    notes: dict[str, str] = {}
+    for label in dict.fromkeys(group.label for group in groups):
+        symbols: dict[str, str] = {}
+        cells: list[list[Cell | None]] = []
+        samples = []
+        for d in data:
+            found = [groups.get(Group(label, d, dimension)) for dimension in dimensions[d]]
+            for runs in filter(None, found):
+                symbols |= marks(runs[0])
+                samples.append(str(len(runs)))
+            cells += [[cell(runs, metric) if runs else None for runs in found] for metric in metrics[d]]
+        notes |= symbols
+        seeds = "/".join(dict.fromkeys(samples))
+
+        def line(name: str, text: Callable[[Cell], str], last: str, cells: list[list[Cell | None]] = cells) -> None:
+            lines.append(
+                [name, *(" / ".join(NONE if c is None else text(c) for c in column) for column in cells), last]
+            )
+
+        line(label + (f" {''.join(symbols)}" if symbols else ""), lambda c: c.ours, seeds)
+        if any(c is not None and c.paper is not None for column in cells for c in column):
+            line("paper", lambda c: c.theirs, "")
+            line("difference", lambda c: c.difference, "")
+    return Layout(
+        spans=[(_title(d, dimensions[d]), len(metrics[d])) for d in data],
+        columns=[*(name.removeprefix("test/") for d in data for name in metrics[d]), "runs"],
+        lines=lines,
+        notes=[f"{symbol} {reason}" for symbol, reason in notes.items()] + _versions(groups),
+    )
+
+
+def _metrics(runs: Sequence[Run]) -> list[str]:
+    return [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name.startswith("test/")]
+
+
+def _title(data: str, dimensions: Sequence[int]) -> str:
+    return f"{data}, {' / '.join(map(str, dimensions))} dimensions"
+
+
+def _versions(groups: Groups) -> list[str]:
+    return [
+        f"{group.label}: its runs were made by {versions} versions of the code"
+        for group, runs in groups.items()
+        if (versions := len({run.row.get("code") for run in runs})) > 1
     ]
-    for method, runs in groups.items():
-        cells = []
-        for name in metrics:
-            mean, half = mean_and_interval([run.metrics[name] for run in runs])
-            cells.append(f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}"))
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {len(runs)} |")
-    return "\n".join(lines)
+
+
+def markdown(table: Layout) -> str:
+    """The table in Markdown: percent, mean ± half of the 95 % t-interval over runs."""
+    head = ["method", *table.columns]
+    if len(table.spans) > 1:  # Markdown has one line of headings
+        names = [title for title, width in table.spans for _ in range(width)]
+        head = [
+            "method",
+            *(f"{name}: {column}" for name, column in zip(names, table.columns[:-1], strict=True)),
+            "runs",
+        ]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += ["| " + " | ".join(cells) + " |" for cells in table.lines]
+    caption = [] if len(table.spans) > 1 else [f"{table.spans[0][0]}, in percent:", ""]
+    return "\n".join([*caption, *lines, *(["", *(f"- {note}" for note in table.notes)] if table.notes else [])])
+
+
+_LATEX = {
+    **{c: f"\\{c}" for c in "_%&#$"},
+    **{"±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "⊞": r"$^\boxplus$", "□": r"$^\Box$"},
+    **{"§": r"$^\S$", "¶": r"$^\P$", "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\~{}", "^": r"\^{}"},
+}
+
+
+def latex(table: Layout) -> str:
+    """The table in LaTeX; needs the packages booktabs and amssymb."""
+
+    def tex(text: str) -> str:
+        return "".join(_LATEX.get(c, c) for c in text)
+
+    start, rules = 2, []
+    for _, width in table.spans:
+        rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
+        start += width
+    spans = " & ".join(rf"\multicolumn{{{width}}}{{c}}{{{tex(title)}}}" for title, width in table.spans)
+    return "\n".join([
+        "% needs \\usepackage{booktabs,amssymb}; percent, mean and half of the 95 % t-interval over runs",
+        rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
+        r"\toprule",
+        rf" & {spans} & \\",
+        "".join(rules),
+        " & ".join(["Method", *map(tex, table.columns)]) + r" \\",
+        r"\midrule",
+        *(" & ".join(map(tex, cells)) + r" \\" for cells in table.lines),
+        r"\bottomrule",
+        r"\end{tabular}",
+        *(f"% {note}" for note in table.notes),
+    ])  # fmt: skip
+
+
+def as_csv(groups: Groups) -> str:
+    """One line a value: data, method, dimension, metric, mean, half_interval, runs, paper, difference, marks."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["data", "method", "dimension", "metric", "mean", "half_interval", "runs", "paper", "difference", "marks"]
+    )
+    for group, runs in groups.items():
+        for metric in _metrics(runs):
+            if (c := cell(runs, metric)) is None:
+                continue
+            half, difference = "" if math.isnan(c.half) else c.half, "" if c.paper is None else c.mean - c.paper
+            name, symbols = metric.removeprefix("test/"), "".join(marks(runs[0]))
+            writer.writerow(
+                [group.data, group.label, group.dimension, name, c.mean, half, len(runs), c.paper, difference, symbols]
+            )
+    return text.getvalue()
+
+
+def table2(groups: Groups) -> str | None:
+    """The paper's Table II, published Recall@1 [%], with our lines beneath; None without a run on its data sets."""
+    table = read("table2")
+    ours: dict[tuple[str, int, str], dict[str, str]] = {}
+    for group, runs in groups.items():
+        if group.data in table["data"] and (c := cell(runs, "test/recall@1")) is not None:
+            name = (group.label + "".join(marks(runs[0])), group.dimension, runs[0].row["backbone"])
+            ours.setdefault(name, {})[group.data] = c.ours
+    if not ours:
+        return None
+    lines = [f"| method | dimension | network | {' | '.join(table['data'])} |", "|---|---:|---|" + "---:|" * 3]
+    for row in table["rows"]:
+        values = (NONE if value is None else f"{value:.1f}" for value in row["recall@1"])
+        lines.append(f"| {row['method']} | {row['dimension']} | {row['network']} | {' | '.join(values)} |")
+    for (method, dimension, network), found in ours.items():
+        values = (found.get(data, NONE) for data in table["data"])
+        lines.append(f"| {method} (this run) | {dimension} | {network} | {' | '.join(values)} |")
+    return "\n".join([table["source"], "", *lines])

@@ -9,17 +9,19 @@ import pytest
 def write_run(tmp_path: Path):
     """Write a finished run of two-dimensional embeddings as train.py leaves it."""
 
-    def write(name: str, method: str = "nra", seed: int = 0, score: float = 0.9, **row: object) -> Path:
+    def write(name, method="nra", seed=0, score=0.9, metrics=None, **row: object) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         full = {
             "method": method,
+            "data": "digits",
             "loss": {"_target_": f"dml.losses.{method}.Loss"},
             "dimension": 2,
             "seed": seed,
             **row,
         }
-        content = {"metrics": {"val/map": 0.1, "test/recall@1": score / 2, "test/map": score}, "row": full}
+        metrics = metrics or {"val/map": 0.1, "test/recall@1": score / 2, "test/map": score}
+        content = {"metrics": metrics, "row": full}
         (folder / "metrics.json").write_text(json.dumps(content))
         rng = np.random.default_rng(seed)
         labels = np.repeat([0, 1, 2], 20)

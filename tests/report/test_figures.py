@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
-from dml.report.figures import draw_embedding, draw_side_by_side
+from dml.losses import nra
+from dml.report.figures import draw_alpha_sweep, draw_embedding, draw_side_by_side, transfer
+from dml.report.runs import Run
 
 
 def colours(path) -> int:
@@ -24,3 +28,32 @@ def test_side_by_side_is_as_wide_as_its_panels(tmp_path, write_run):
     path = draw_side_by_side(panels, tmp_path / "both.png")
     one = Image.open(draw_embedding(panels[0][1], None))
     assert Image.open(path).size == (2 * one.size[0], one.size[1])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1, 2, 4, 6])
+def test_the_transfer_function_is_that_of_the_loss(alpha):
+    ranks = np.linspace(0, 1, 101)
+    wanted = nra.transfer(torch.from_numpy(ranks), alpha).numpy()
+    np.testing.assert_allclose(transfer(ranks, alpha), wanted, rtol=0, atol=1e-15)
+
+
+def test_a_sweep_of_alpha_has_two_panels_of_formulas_and_one_a_data_set(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    original = Axes.errorbar
+
+    def errorbar(self, x, y, yerr, **kwargs):
+        drawn.append((list(x), list(y), list(yerr), kwargs["label"]))
+        return original(self, x, y, yerr, **kwargs)
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    runs = {
+        alpha: [Run(tmp_path, {"test/recall@1": r + d, "test/map": 0}, {}) for d in (0, 0.02)]
+        for alpha, r in ((4.0, 0.7), (1.0, 0.5), (2.0, 0.6))
+    }
+    path = draw_alpha_sweep({"nra: digits, 2 dimensions": runs}, tmp_path / "figure3.png")
+    assert Image.open(path).size[0] >= 1500
+    ((alphas, means, halves, label),) = drawn
+    assert alphas == [1.0, 2.0, 4.0] and label == "recall@1"
+    assert means == pytest.approx([51, 61, 71]) and halves == pytest.approx([12.706204736] * 3)

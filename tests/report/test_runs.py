@@ -31,7 +31,36 @@ def test_groups_by_method_over_seeds(tmp_path, write_run):
     for name, method, seed in (("a", "nra", 0), ("b", "nra", 1), ("c", "lifted", 0)):
         write_run(name, method, seed)
     groups = group_runs(read_runs([tmp_path]))
-    assert {method: len(runs) for method, runs in groups.items()} == {"nra": 2, "lifted": 1}
+    assert {group.label: len(runs) for group, runs in groups.items()} == {"nra": 2, "lifted": 1}
+
+
+def test_data_sets_and_dimensions_are_never_averaged(tmp_path, write_run):
+    write_run("a", data="cub200", dimension=64)
+    write_run("b", data="cub200", dimension=512, batch=128)
+    write_run("c", data="sop", dimension=64, optimizer={"lr": 1})
+    assert list(group_runs(read_runs([tmp_path]))) == [
+        ("nra", "cub200", 64),
+        ("nra", "cub200", 512),
+        ("nra", "sop", 64),
+    ]
+
+
+def test_a_seed_counts_once(tmp_path, write_run):
+    for name, seed in (("a", 0), ("b", 1), ("c", 0)):
+        write_run(name, seed=seed)
+    ((_, runs),) = group_runs(read_runs([tmp_path])).items()
+    assert [run.folder.name for run in runs] == ["a", "b"]
+
+
+def test_folds_are_averaged_with_what_follows_from_them(tmp_path, write_run):
+    for fold, classes in enumerate((54, 55)):
+        write_run(str(fold), split={"fold": fold, "folds": 5}, train_classes=classes, loss={"num_classes": classes})
+    ((_, runs),) = group_runs(read_runs([tmp_path])).items()
+    assert len(runs) == 2
+    write_run("2", split={"fold": 1, "folds": 5}, seed=1, train_classes=54, loss={"num_classes": 55})
+    write_run("3", split={"fold": 1, "folds": 5}, seed=2, train_classes=55, loss={"num_classes": 55})
+    with pytest.raises(ValueError, match="differ in train_classes"):
+        group_runs(read_runs([tmp_path / "2", tmp_path / "3"]))
 
 
 def test_refuses_to_average_other_settings_and_names_the_key(tmp_path, write_run):
@@ -53,15 +82,19 @@ def test_by_gives_each_value_its_group(tmp_path, write_run):
     write_run("b", loss={"alpha": 2})
     write_run("c", seed=1, loss={"alpha": 2})
     groups = group_runs(read_runs([tmp_path]), ["loss.alpha"])
-    assert {label: len(runs) for label, runs in groups.items()} == {"nra, loss.alpha=1": 1, "nra, loss.alpha=2": 2}
+    assert {group.label: len(runs) for group, runs in groups.items()} == {
+        "nra, loss.alpha=1": 1,
+        "nra, loss.alpha=2": 2,
+    }
     with pytest.raises(ValueError, match=r"--by loss\.beta is no key"):
         group_runs(read_runs([tmp_path]), ["loss.beta"])
 
 
-def test_a_leaked_run_is_marked(tmp_path, write_run):
-    write_run("a", leaked=True)
-    write_run("b")
-    assert set(group_runs(read_runs([tmp_path]))) == {"nra", "nra (leaked)"}
+def test_by_shows_a_key_only_where_there_is_one(tmp_path, write_run):
+    write_run("a")
+    write_run("b", "triplet", loss={"mining": "hard"})
+    labels = [group.label for group in group_runs(read_runs([tmp_path]), ["loss.mining"])]
+    assert labels == ["nra", "triplet, loss.mining=hard"]
 
 
 def test_jobs_of_a_sweep_come_by_number(tmp_path, write_run):
