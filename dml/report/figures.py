@@ -93,7 +93,7 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
             ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name.removeprefix("test/"))
         ax.axvline(best, color="gray", linestyle=":", label="the paper's choice")
         ax.set(title=title, xlabel=r"$\alpha$", ylabel="Recall@K [%]")
-        ax.legend()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)  # beneath: no corner is free of lines
     return _save(figure, path)
 
 
