@@ -128,6 +128,36 @@ def test_transform(choice):
         assert result.dtype == torch.uint8 and result.shape == (3, node["size"], node["size"])
 
 
+def test_the_papers_transform():
+    # 512 x 300 pixels: 256 at the larger side, so 150 at the other; 37 lines above and below make a crop of 224.
+    pixels = np.random.default_rng(0).integers(1, 256, (300, 512, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    small = np.asarray(image.resize((256, 150), Image.Resampling.BILINEAR))
+    padded = np.zeros((224, 256, 3), dtype=np.uint8)
+    padded[37:187] = small
+
+    def crops(transform):
+        return transform(image).movedim(-3, -1).numpy()
+
+    node = resolved("transform", "paper")
+    assert np.array_equal(crops(make(node).test()), padded[:, 16:240])
+    left, right, centre = padded[:, :224], padded[:, 32:], padded[:, 16:240]
+    five = [left, right, left, right, centre]  # the upper corners are the lower ones
+    expected = np.stack([*five, *(np.stack(five[i])[:, ::-1] for i in (1, 0, 3, 2, 4))])
+    assert np.array_equal(crops(make(node, ten_crop=True).test()), expected)
+    # In training the place is random, and half of the crops are mirrored.
+    train, seen = make(node).train(), set()
+    torch.manual_seed(0)
+    for _ in range(40):
+        crop = crops(train)
+        top = int(np.flatnonzero(crop.any(axis=(1, 2)))[0])
+        places = [(x, flip) for x in range(33) for flip in (1, -1)
+                  if np.array_equal(crop[top : top + 150], small[:, x : x + 224][:, ::flip])]  # fmt: skip
+        assert len(places) == 1 and crop.any(axis=(1, 2)).sum() == 150
+        seen.add((top, *places[0]))
+    assert len(seen) > 30 and {flip for _, _, flip in seen} == {1, -1}
+
+
 def test_protocols_have_the_same_keys():
     nodes = {choice: resolved("protocol", choice) for choice in choices("protocol")}
     assert len({tuple(node) for node in nodes.values()}) == 1
@@ -165,12 +195,40 @@ def test_data(choice, tmp_path):
     assert len(rest.train) + len(validation) == len(source.train)
 
 
+OFFICIAL = {
+    "cub200": {"train_images": 5864, "train_classes": 100, "test_images": 5924, "test_classes": 100},
+    "cars196": {"train_images": 8054, "train_classes": 98, "test_images": 8131, "test_classes": 98},
+    "sop": {"train_images": 59551, "train_classes": 11318, "test_images": 60502, "test_classes": 11316},
+    "inshop": {
+        **{"train_images": 25882, "train_classes": 3997},
+        **{"test_images": 14218, "gallery_images": 12612, "test_classes": 3985},
+    },
+    "omniglot": {"train_images": 19280, "train_classes": 964, "test_images": 13180, "test_classes": 659},
+}
+
+
+@pytest.mark.parametrize("choice", OFFICIAL)
+def test_benchmarks_are_held_to_their_official_counts(choice):
+    expected = OFFICIAL[choice]
+    group = "experiment" if choice in choices("experiment") else "data"
+    node = composed("train", f"{group}={choice}").data
+    assert {key: node[key] for key in expected} == expected
+    assert {key for key in node if key.endswith(("_images", "_classes"))} == set(expected)
+    # dml.data.prepare asks without a config.
+    parameters = inspect.signature(pydoc.locate(node["_target_"])).parameters
+    assert {key: parameters[key].default for key in expected} == expected
+
+
 @pytest.mark.parametrize("choice", choices("model"))
 def test_model_is_a_backbone_with_its_input_size(choice):
     # `experiment=digits` chooses a model; the choice on the command line wins.
     cfg = composed("train", f"model={choice}")
     assert cfg.backbone.name == choice
-    assert (cfg.embedder.dim, cfg.transform.size) == {"convnet": (2, 28), "googlenet": (512, 224)}[choice]
+    assert (cfg.embedder.dim, cfg.transform.size) == {
+        "convnet": (2, 28),
+        "convnet4": (64, 28),
+        "googlenet": (512, 224),
+    }[choice]
 
 
 @pytest.mark.parametrize("choice", choices("method"))

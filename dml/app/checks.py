@@ -2,6 +2,7 @@
 
 import pydoc
 
+import numpy as np
 from omegaconf import DictConfig
 
 from dml.data.dataset import Records, Source
@@ -45,12 +46,19 @@ def check(cfg: DictConfig, source: Source, validation: Records | None) -> None:
         problems.append(f"trainer.max_steps={cfg.trainer.max_steps} is not possible: it must be at least 1")
     if cfg.trainer.val_check_interval < 1:
         problems.append(f"trainer.val_check_interval={cfg.trainer.val_check_interval} is not possible: it counts steps")
-    smallest = min(len(part) for part in (source.gallery or source.test, validation) if part is not None)
-    alone = int(source.gallery is None)
-    if "recall" in cfg.evaluator.metrics and max(cfg.evaluator.ks) > smallest - alone:
+    neighbours = {}
+    for side, queries, gallery in (("test", source.test, source.gallery), ("validation", validation, None)):
+        if queries is not None:
+            neighbours[side] = len(gallery) if gallery is not None else len(queries) - 1
+            if gallery is None and len(np.unique(queries.labels)) == len(queries):
+                problems.append(f"data: no class of the {side} part has two images, so no query has anything to find")
+    fewest = min(neighbours, key=lambda side: neighbours[side])
+    if "recall" in cfg.evaluator.metrics and max(cfg.evaluator.ks) > neighbours[fewest]:
         problems.append(
-            f"evaluator.ks={list(cfg.evaluator.ks)} asks for more neighbours than the {smallest - alone} "
-            "that a query can have"
+            f"evaluator.ks={list(cfg.evaluator.ks)} asks for more neighbours than the {neighbours[fewest]} that a "
+            f"query of the {fewest} part can have"
         )
+    if len(np.unique(source.train.labels)) == images:
+        problems.append("data: no class of the training part has two images, so no anchor has a positive")
     if problems:
         raise ValueError("\n".join(problems))

@@ -1,6 +1,7 @@
 """What the benchmarks' sources share: rows of official annotation files, listed images, class split and counts."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,17 @@ def read_rows(path: Path, types: Sequence[Callable[[str], Any]], get: str, *, sk
 
 
 def check_images(images: Sequence[Path], listed_in: str, get: str) -> None:
-    """Every listed image is a file; each folder is listed once, as asking for 120,000 files one by one takes long.
+    """Every image is listed once and is a file; images that no annotation lists are passed over.
+
+    Each folder is listed once, as asking for 120,000 files one by one takes long.
 
     Raises:
-        ValueError: one is missing; names the first and the annotation file that lists it.
+        ValueError: one is missing or listed twice; names the first and the annotation file that lists it.
     """
+    if repeated := [image for image, times in Counter(images).items() if times > 1]:
+        raise ValueError(
+            f"data.root: {listed_in} lists {len(repeated)} images more than once (the first: {repeated[0]}). {get}"
+        )
     names: dict[Path, set[str]] = {}
     missing = []
     for image in images:

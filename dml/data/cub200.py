@@ -1,5 +1,6 @@
 """CUB-200-2011 birds (Wah, Branson, Welinder, Perona, Belongie 2011), the first 100 classes to train."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ def load(*, root: str, train_classes: int = 100, test_classes: int | None = 100,
     for file, other in (("image_class_labels.txt", classes), ("bounding_boxes.txt", boxes)):
         if different := sorted(paths.keys() ^ other.keys()):
             raise ValueError(
-                f"data.root: images.txt and {file} in {folder} disagree on {len(different)} images "
-                f"(the first: image {different[0]}). {GET}"
+                f"data.root: images.txt and {file} in {folder} disagree on {len(different)} images (the first: "
+                f"image {different[0]} is only in {'images.txt' if different[0] in paths else file}). {GET}"
             )
     names: dict[int, str] = {}
     for image, (path,) in paths.items():
@@ -62,7 +63,8 @@ def load(*, root: str, train_classes: int = 100, test_classes: int | None = 100,
 def _by_id(path: Path, *types: type) -> dict[int, tuple[Any, ...]]:
     """The rows of a file by their first column, the number of the image."""
     rows = read_rows(path, (int, *types), GET)
-    by_id = {row[0]: row[1:] for row in rows}
-    if len(by_id) < len(rows):
-        raise ValueError(f"data.root: {path} lists {len(rows) - len(by_id)} images twice. {GET}")
-    return by_id
+    if repeated := [number for number, times in Counter(row[0] for row in rows).items() if times > 1]:
+        raise ValueError(
+            f"data.root: {path} lists {len(repeated)} images more than once (the first: image {repeated[0]}). {GET}"
+        )
+    return {row[0]: row[1:] for row in rows}

@@ -166,7 +166,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         crop_to_box: cut every image to its bounding box first.
 
     Raises:
-        ValueError: crop_to_box for records without boxes.
+        ValueError: crop_to_box for records without boxes, or with a box that holds no pixel.
     """
 
     def __init__(
@@ -174,6 +174,14 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     ) -> None:
         if crop_to_box and records.boxes is None:
             raise ValueError("transform.crop_to_box=true is not possible: this data set has no bounding boxes")
+        if crop_to_box and records.boxes is not None:
+            corners = records.boxes.round()  # as Pillow's crop does
+            empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1))
+            if len(empty):
+                raise ValueError(
+                    f"transform.crop_to_box=true is not possible: {len(empty)} boxes hold no pixel "
+                    f"(the first: {records.boxes[empty[0]].tolist()} of {records.images[empty[0]]})"
+                )
         self.records = records
         self.transform = transform
         self.crop_to_box = crop_to_box

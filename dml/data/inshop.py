@@ -34,9 +34,9 @@ def load(*, root: str, train_classes: int | None = 3997, test_classes: int | Non
     file = folder / "Eval" / "list_eval_partition.txt"
     file = file if file.is_file() else folder / "list_eval_partition.txt"
     rows = read_rows(file, (str, str, str), GET, skip=2)
-    announced = file.read_text(encoding="utf-8").split(maxsplit=1)[0]
+    announced = file.read_text(encoding="utf-8").partition("\n")[0].strip()
     if announced != str(len(rows)):
-        raise ValueError(f"data.root: {file} has {len(rows)} images, but its first line says {announced}. {GET}")
+        raise ValueError(f"data.root: {file} has {len(rows)} images, but its first line says '{announced}'. {GET}")
     if unknown := sorted({row[2] for row in rows} - {"train", "query", "gallery"}):
         raise ValueError(f"data.root: {file} has the status {unknown[0]}, expected train, query or gallery. {GET}")
     base = folder / "Img" if (folder / "Img" / "img").is_dir() else folder

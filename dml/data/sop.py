@@ -22,11 +22,17 @@ def load(*, root: str, train_classes: int | None = 11318, test_classes: int | No
         train_classes, test_classes, train_images, test_images: expected counts; null does not check one.
 
     Raises:
-        ValueError: a file or an image is missing, a class is on both sides, or a count is another.
+        ValueError: a file or an image is missing, a class or an image is on both sides, or a count is another.
     """
     folder = find_root(root, "Stanford_Online_Products")
+    source = Source("sop", _read(folder, "Ebay_train.txt"), _read(folder, "Ebay_test.txt"))
+    if common := sorted(set(source.train.images) & set(source.test.images)):
+        raise ValueError(
+            f"data.root: Ebay_train.txt and Ebay_test.txt both list {len(common)} images "
+            f"(the first: {common[0]}). {GET}"
+        )
     return check_counts(
-        Source("sop", _read(folder, "Ebay_train.txt"), _read(folder, "Ebay_test.txt")), root, GET,
+        source, root, GET,
         train_classes=train_classes, test_classes=test_classes, train_images=train_images, test_images=test_images,
     )  # fmt: skip
 

@@ -17,8 +17,9 @@ class Evaluator:
 
     Each item is searched among the others; with `gallery` and `gallery_labels`, each query among the gallery.
     Distances are Euclidean and exact. A query itself is excluded by its index. Ties: of two equally near items the one
-    with the lower index comes first, on every backend. Recall@K counts a query without positive as a miss; the other
-    rank metrics leave it out.
+    with the lower index comes first, on every backend.
+    A query without positive (the only image of its class) counts as a miss in Recall@K, and the other rank metrics
+    leave it out; in the gallery of the other queries, and among what NMI clusters, it stays.
 
     Args:
         ks: the Ks of Recall@K.
@@ -38,8 +39,10 @@ class Evaluator:
                 raise ValueError(f"evaluator.metrics: {name} is none of {', '.join(METRICS)}")
         if not metrics:
             raise ValueError(f"evaluator.metrics=[] is not possible: choose of {', '.join(METRICS)}")
-        if "recall" in metrics and (not ks or min(ks) < 1):
-            raise ValueError(f"evaluator.ks={list(ks)} is not possible: it must be numbers from 1 on")
+        if "recall" in metrics and not (
+            isinstance(ks, Sequence) and ks and all(isinstance(k, int) and k >= 1 for k in ks)
+        ):
+            raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers from 1 on")
         self.ks, self.metrics, self.normalize = tuple(ks), tuple(metrics), normalize
 
     def __call__(

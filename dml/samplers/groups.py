@@ -70,7 +70,7 @@ class GroupSampler(Sampler[list[int]]):
             )
         if np.minimum(sizes, samples_per_class).sum() < self.batch_size:
             raise ValueError(
-                f"a batch of {what} cannot be filled: most classes have fewer than "
+                f"a batch of {what} cannot be filled: too many classes have fewer than "
                 f"sampler.samples_per_class={samples_per_class} images (the smallest has {sizes.min()})"
             )
         if not 0 <= rank < world_size <= self.batch_size:

@@ -122,11 +122,49 @@ def test_counts(tmp_path):
     load(root=str(tmp_path), train_classes=1, test_classes=None, train_images=None, test_images=None)
 
 
+@pytest.mark.parametrize("key", ["test_classes", "train_images", "test_images"])
+def test_every_count_is_checked(tmp_path, key):
+    write_single(tmp_path)
+    found = COUNTS[key]
+    with pytest.raises(ValueError, match=rf"expected: data.{key}={found + 1} \(found {found}\)\. Expected in"):
+        load(root=str(tmp_path), **COUNTS | {key: found + 1})
+
+
 def test_missing_image(tmp_path):
     write_pair(tmp_path)
     (tmp_path / "cars_test" / "00002.jpg").unlink()
     with pytest.raises(ValueError, match=r"cars_test_annos_withlabels.mat and the image .*1 of 4.*cars_test.00002.jpg"):
         load(root=str(tmp_path), **COUNTS)
+
+
+def test_missing_image_of_the_single_file(tmp_path):
+    write_single(tmp_path)
+    (tmp_path / "car_ims" / "000004.jpg").unlink()
+    with pytest.raises(ValueError, match=r"cars_annos.mat and the image folder disagree: 1 of 12 .*000004.jpg"):
+        load(root=str(tmp_path), **COUNTS)
+
+
+def test_image_listed_twice(tmp_path):
+    write_single(tmp_path / "single")
+    rows = [(number, f"car_ims/{max(number, 2):06d}.jpg", 1 + (number - 1) // 3) for number in range(1, 13)]
+    write_mat(tmp_path / "single" / "cars_annos.mat", "relative_im_path", rows, class_names=cell(NAMES))
+    write_pair(tmp_path / "pair")
+    write_mat(tmp_path / "pair" / "devkit" / "cars_test_annos_withlabels.mat", "fname",
+              [(n, f"0000{min(n, 3)}.jpg", n) for n in range(1, 5)])  # fmt: skip
+    for name, said in (
+        ("single", "cars_annos.mat lists 1 images more than once .*car_ims.000002.jpg"),
+        ("pair", "cars_test_annos_withlabels.mat lists 1 images more than once .*cars_test.00003.jpg"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            load(root=str(tmp_path / name), **COUNTS)
+
+
+@pytest.mark.parametrize(("write", "folder"), [(write_single, "car_ims"), (write_pair, "cars_test")])
+def test_images_that_no_file_lists_are_passed_over(tmp_path, write, folder):
+    write(tmp_path)
+    write_image(tmp_path / folder / "unlisted.jpg")
+    source = load(root=str(tmp_path), **COUNTS)
+    assert not any(image.name == "unlisted.jpg" for image in (*source.train.images, *source.test.images))
 
 
 @pytest.mark.parametrize("name", ["cars_train_annos.mat", "cars_test_annos_withlabels.mat"])

@@ -93,6 +93,22 @@ def test_counts(root):
     load(root=str(root), train_classes=2, test_classes=None, train_images=None, test_images=None)
 
 
+@pytest.mark.parametrize("key", ["test_classes", "train_images", "test_images"])
+def test_every_count_is_checked(root, key):
+    found = COUNTS[key]
+    with pytest.raises(ValueError, match=rf"expected: data.{key}={found + 1} \(found {found}\)\. Get"):
+        load(root=str(root), **COUNTS | {key: found + 1})
+
+
+def test_images_that_no_file_lists_are_passed_over(root):
+    folder = root / "CUB_200_2011" / "images"
+    (folder / "005.Crested_Auklet").mkdir()
+    for name in (CLASSES[0], "005.Crested_Auklet"):
+        Image.new("RGB", (12, 10)).save(folder / name / "unlisted.jpg")
+    source = load(root=str(root), **COUNTS)
+    assert not any(image.name == "unlisted.jpg" for image in (*source.train.images, *source.test.images))
+
+
 def test_missing_images_are_named(root):
     for file in sorted((root / "CUB_200_2011" / "images" / CLASSES[1]).iterdir())[:2]:
         file.unlink()
@@ -115,11 +131,34 @@ def test_labels_that_are_not_the_folders(root):
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("image_class_labels.txt", "12 4\n", "", r"images.txt and image_class_labels.txt .* image 12\)"),
-        ("bounding_boxes.txt", "12 3.0 2.0 6.0 5.0\n", "", r"images.txt and bounding_boxes.txt .* image 12\)"),
+        (
+            "image_class_labels.txt",
+            "12 4\n",
+            "",
+            r"disagree on 1 .* image 12 is only in images.txt\)",
+        ),
+        (
+            "bounding_boxes.txt",
+            "12 3.0 2.0 6.0 5.0\n",
+            "",
+            r"disagree on 1 .* image 12 is only in images.txt\)",
+        ),
+        (
+            "image_class_labels.txt",
+            "12 4\n",
+            "12 4\n13 4\n",
+            r"disagree on 1 .* image 13 is only in image_class",
+        ),
+        (
+            "bounding_boxes.txt",
+            "12 3.0",
+            "13 1 1 2 2\n12 3.0",
+            r"disagree on 1 .* image 13 is only in bounding_box",
+        ),
         ("bounding_boxes.txt", "12 3.0 2.0 6.0 5.0\n", "12 3.0\n", "line 12 of .*'12 3.0', expected int float float"),
         ("image_class_labels.txt", "1 1\n", "1 one\n", "line 1 of .*'1 one', expected int int"),
-        ("image_class_labels.txt", "2 1\n", "1 1\n", "lists .* images twice"),
+        ("image_class_labels.txt", "12 4\n", "12 4\n7 3\n", r"_labels.txt lists 1 images more than once .*: image 7\)"),
+        ("images.txt", "_0001_2.jpg", "_0000_1.jpg", r"images.txt lists 1 images more than once .*_0000_1.jpg\)"),
     ],
 )
 def test_broken_annotations(root, name, old, new, message):

@@ -364,6 +364,16 @@ def test_crop_to_box_without_boxes_is_refused():
         ImageDataset(noise(), CROP, crop_to_box=True)
 
 
+@pytest.mark.parametrize("box", [(5, 5, 5, 9), (5, 5, 9, 4), (5, 5, 5.3, 9)])
+def test_boxes_without_a_pixel_are_refused_by_their_image(tmp_path, box):
+    boxes = np.array([[0, 0, 5, 5], box, [0, 0, 1, 1], [2, 2, 4, 4]])
+    paths = [tmp_path / f"{i}.png" for i in range(4)]
+    boxed = Records(paths, np.arange(4), tuple("abcd"), boxes)
+    ImageDataset(boxed, CROP)
+    with pytest.raises(ValueError, match=r"transform\.crop_to_box\b.* 1 boxes hold no pixel .*1\.png"):
+        ImageDataset(boxed, CROP, crop_to_box=True)
+
+
 def test_images_are_read_from_their_paths(tmp_path):
     paths = [save(Image.fromarray(image), tmp_path / f"{i}.png") for i, image in enumerate(noise().images)]
     dataset = ImageDataset(Records(paths, np.arange(4), tuple("abcd")), v2.PILToTensor())

@@ -73,6 +73,13 @@ def test_counts(root):
         load(root=str(root))
 
 
+@pytest.mark.parametrize("key", COUNTS)
+def test_every_count_is_checked(root, key):
+    found = COUNTS[key]
+    with pytest.raises(ValueError, match=rf"data.{key}={found + 1} \(found {found}\)"):
+        load(root=str(root), **COUNTS | {key: found + 1})
+
+
 def test_item_without_gallery(root):
     write_list(root / "Eval", [row for row in ROWS if row[1:] != ("id_00000001", "gallery")])
     with pytest.raises(ValueError, match=r"data.gallery_classes=2 \(found 1\)"):
@@ -81,8 +88,28 @@ def test_item_without_gallery(root):
 
 def test_truncated_list(root):
     write_list(root / "Eval", ROWS[:-1], count=len(ROWS))
-    with pytest.raises(ValueError, match="has 7 images, but its first line says 8"):
+    with pytest.raises(ValueError, match="has 7 images, but its first line says '8'"):
         load(root=str(root), **COUNTS)
+
+
+def test_empty_list(root):
+    (root / "Eval" / "list_eval_partition.txt").write_text("")
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt has 0 images, but its first line says ''"):
+        load(root=str(root), **COUNTS)
+
+
+@pytest.mark.parametrize("status", ["train", "gallery"])
+def test_image_listed_twice(root, status):
+    write_list(root / "Eval", [*ROWS, (ROWS[2][0], "id_00000001", status)])
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt lists 1 images more .*id_00000001/01_1_front.jpg\)"):
+        load(root=str(root), **COUNTS)
+
+
+def test_images_that_no_file_lists_are_passed_over(root):
+    Image.new("RGB", (4, 4)).save(root / "img" / "MEN" / "Denim" / "id_00000004" / "unlisted.jpg")
+    source = load(root=str(root), **COUNTS)
+    images = [*source.train.images, *source.test.images, *source.gallery.images]
+    assert not any(image.name == "unlisted.jpg" for image in images)
 
 
 def test_missing_image(root):
@@ -93,7 +120,7 @@ def test_missing_image(root):
 
 @pytest.mark.parametrize("status", ["query", "gallery"])
 def test_item_on_both_sides(root, status):
-    write_list(root / "Eval", [*ROWS[:-1], (ROWS[1][0], "id_00000002", status)])
+    write_list(root / "Eval", [*ROWS[:-1], (ROWS[-1][0], "id_00000002", status)])
     with pytest.raises(ValueError, match=r"test classes of inshop are training classes too \(the first: id_00000002\)"):
         load(root=str(root), **COUNTS)
 

@@ -50,6 +50,13 @@ def test_counts(folder):
         load(root=str(folder))
 
 
+@pytest.mark.parametrize("key", COUNTS)
+def test_every_count_is_checked(folder, key):
+    found = COUNTS[key]
+    with pytest.raises(ValueError, match=rf"expected: data.{key}={found + 1} \(found {found}\)\. Get"):
+        load(root=str(folder), **COUNTS | {key: found + 1})
+
+
 def test_missing_image(folder):
     (folder / "chair_final" / "114_0.JPG").unlink()
     with pytest.raises(ValueError, match=r"Ebay_test.txt and the image folder disagree: 1 of 3 .*114_0.JPG"):
@@ -60,6 +67,27 @@ def test_class_on_both_sides(folder):
     write(folder, "Ebay_test.txt", [*TEST, "7 2 2 chair_final/112_0.JPG"])
     with pytest.raises(ValueError, match=r"1 test classes of sop are training classes too \(the first: 2\)"):
         load(root=str(folder), **COUNTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [
+        ("Ebay_train.txt", [*TRAIN, "9 2 2 chair_final/112_0.JPG"], r"Ebay_train.txt lists 1 .*112_0.JPG\)"),
+        ("Ebay_test.txt", [*TEST[1:], TEST[1]], r"Ebay_test.txt lists 1 images more than once .*114_0.JPG\)"),
+        ("Ebay_test.txt", [*TEST[1:], "4 3 1 bicycle_final/111_0.JPG"],
+         r"Ebay_train.txt and Ebay_test.txt both list 1 images .*111_0.JPG\)"),
+    ],
+)  # fmt: skip
+def test_image_listed_twice(folder, name, rows, said):
+    write(folder, name, rows)
+    with pytest.raises(ValueError, match=said):
+        load(root=str(folder), **COUNTS)
+
+
+def test_images_that_no_file_lists_are_passed_over(folder):
+    Image.new("L", (4, 4)).save(folder / "chair_final" / "unlisted.JPG")
+    source = load(root=str(folder), **COUNTS)
+    assert not any(image.name == "unlisted.JPG" for image in (*source.train.images, *source.test.images))
 
 
 def test_line_without_path(folder):

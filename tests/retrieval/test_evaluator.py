@@ -86,6 +86,15 @@ def test_by_hand():
     )
 
 
+def test_the_only_image_of_a_class_is_a_miss_as_a_query_and_stays_in_the_gallery():
+    # On a line: class 0 at 0 and 1, class 1 alone between them, the nearest of both.
+    x, y = np.array([[0.0], [1.0], [0.4]]), [0, 0, 1]
+    result = Evaluator(ks=(1, 2), metrics=RANKED, normalize=False)(x, y)
+    assert result == {"recall@1": 0, "recall@2": pytest.approx(2 / 3), "map@r": 0, "r_precision": 0, "map": 0.5}
+    without = Evaluator(ks=(1,), metrics=RANKED, normalize=False)(x[:2], y[:2])
+    assert set(without.values()) == {1.0}
+
+
 def test_identical_embeddings_are_ranked_by_index():
     y = np.array([0, 1, 0, 1])
     result = Evaluator(ks=(1, 2, 3), metrics=RANKED)(np.ones((4, 2)), y)
@@ -151,6 +160,9 @@ def test_two_calls_agree():
         ({"ks": (1, 0)}, r"evaluator\.ks\b"),
         ({"ks": (-1,)}, r"evaluator\.ks\b"),
         ({"ks": ()}, r"evaluator\.ks\b"),
+        ({"ks": (1, 1.5)}, r"evaluator\.ks=\(1, 1\.5\) is not possible"),
+        ({"ks": ("a",)}, r"evaluator\.ks\b"),
+        ({"ks": 5}, r"evaluator\.ks=5 is not possible"),
     ],
 )
 def test_impossible_options_are_refused(options, key):
