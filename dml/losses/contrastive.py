@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distances, full_precision, positive_mask, require, zero
+from dml.losses.pairwise import full_precision, require, root, rowwise, zero
 
 
 class ContrastiveLoss(nn.Module):
@@ -26,7 +26,10 @@ class ContrastiveLoss(nn.Module):
         m = len(embeddings)
         if m < 2:
             return zero(embeddings)
-        d = distances(embeddings)
-        per_pair = torch.where(positive_mask(labels), d, (self.margin - d).clamp_min(0)).square()
+
+        def terms(rows: Tensor, squared: Tensor) -> Tensor:
+            same = labels[rows, None] == labels[None, :]  # with self, whose distance is 0
+            return torch.where(same, squared, (self.margin - root(squared)).clamp_min(0).square()).sum(dim=1)
+
         # The matrix holds every unordered pair twice.
-        return per_pair.triu(diagonal=1).sum() / (m * (m - 1) / 2)
+        return rowwise(embeddings, terms).sum() / (m * (m - 1))

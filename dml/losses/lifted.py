@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distances, full_precision, negative_mask, positive_mask, require, zero
+from dml.losses.pairwise import full_precision, masks, require, root, rowwise, zero
 
 
 class LiftedLoss(nn.Module):
     """J of eq. 3 over all unordered positive pairs (i, j) of the batch that have a negative.
 
     The inner sum over the negatives of i and of j is the log-sum-exp of two per-anchor terms, so the whole loss
-    takes O(m^2) time and memory.
+    takes O(m^2 d) time and O(m d) memory.
 
     Raises:
         ValueError: margin is not positive.
@@ -26,16 +26,19 @@ class LiftedLoss(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar."""
-        negative = negative_mask(labels)
-        # Both ends of a positive pair share their negatives; a pair without any has no term in eq. 3.
-        pairs = torch.triu(positive_mask(labels) & negative.any(dim=1), diagonal=1)
-        first, second = torch.nonzero(pairs, as_tuple=True)
-        if len(first) == 0:
+        sizes = labels.unique(return_counts=True)[1]
+        pairs = (sizes * (sizes - 1)).sum() // 2
+        # A pair without negatives has no term in eq. 3: that is all of them in a batch of one class.
+        if len(sizes) < 2 or pairs == 0:
             return zero(embeddings)
-        d = distances(embeddings)
-        # -inf rows (anchors without negatives) would put NaN into the gradient: only anchors of pairs are reduced.
-        anchors, place = torch.unique(torch.cat([first, second]), return_inverse=True)
-        reach = (self.margin - d[anchors]).masked_fill(~negative[anchors], -torch.inf).logsumexp(dim=1)
-        at_first, at_second = reach[place].chunk(2)
-        violation = torch.logaddexp(at_first, at_second) + d[first, second]
-        return violation.clamp_min(0).square().sum() / (2 * len(first))
+
+        def reaches(rows: Tensor, squared: Tensor) -> Tensor:
+            return (self.margin - root(squared)).masked_fill(~masks(labels, rows)[1], -torch.inf).logsumexp(dim=1)
+
+        def violations(rows: Tensor, squared: Tensor, reach: Tensor) -> Tensor:
+            i, j = torch.nonzero(masks(labels, rows)[0], as_tuple=True)
+            violation = torch.logaddexp(reach[rows[i]], reach[j]) + root(squared[i, j])
+            return squared.new_zeros(len(rows)).index_add(0, i, violation.clamp_min(0).square())
+
+        # The rows hold every unordered pair twice.
+        return rowwise(embeddings, violations, rowwise(embeddings, reaches)).sum() / (4 * pairs)

@@ -53,10 +53,9 @@ class NRALoss(nn.Module):
         if len(found.anchor) == 0:
             return zero(embeddings)
         # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.
-        d_positive, d_negative, d_max, d_min = (
-            distance_to(embeddings, found.anchor, other)
-            for other in (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
-        )
+        others = (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
+        d = distance_to(embeddings, found.anchor.repeat(4), torch.cat(others))
+        d_positive, d_negative, d_max, d_min = d.chunk(4)
         if self.detach_range:
             d_max, d_min = d_max.detach(), d_min.detach()
         span = d_max - d_min

@@ -1,16 +1,25 @@
 """What all losses over a batch share: distances, masks without self, extremes of a row, full precision.
 
 Shapes: m embeddings of d dimensions in a batch; `x` is [m, d], a mask or distance matrix [m, m] with anchors as rows.
+
+The distance matrix is never whole. A loss that needs a few entries of each row finds them with `extremes` and computes
+just those with `distance_to`. A loss that needs all of them is a function of some rows at a time, and `sum_over_rows`
+puts value and gradient together. Both make the squared distances |a|^2 + |b|^2 - 2 ab of a block of rows by one matrix
+product and compute anew, from differences, whatever that product rounds too much to decide.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
-_BLOCK = 1024  # rows of the distance matrix held at a time while mining
+_BLOCK = {"cpu": 2**21, "cuda": 2**26}  # entries of the distance matrix held at a time; on a CPU they stay in its cache
+_SMALL = 2**19  # coordinate differences that are computed sooner than a product is mended
+_CHUNK = 128  # columns whose least entry is looked at before any of them
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -46,20 +55,12 @@ def require(ok: bool, key: str, value: object, wanted: str) -> None:
         raise ValueError(f"{key}={value} is not possible: it must be {wanted}")
 
 
-def distances(x: Tensor) -> Tensor:
-    """Euclidean distances D [m, m] of x [m, d], exact for near duplicates; the gradient at distance 0 is 0."""
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def positive_mask(labels: Tensor) -> Tensor:
-    """Mask [m, m] of the pairs of one class, self excluded (P_i of eq. 5)."""
-    same = labels[:, None] == labels[None, :]
-    return same.fill_diagonal_(False)
-
-
-def negative_mask(labels: Tensor) -> Tensor:
-    """Mask [m, m] of the pairs of two classes (N_i of eq. 5)."""
-    return labels[:, None] != labels[None, :]
+def masks(labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks [b, m] of the positives (P_i of eq. 5, self excluded) and the negatives (N_i) of some rows [b]."""
+    same = labels[rows, None] == labels[None, :]
+    positive = same.clone()
+    positive[torch.arange(len(rows), device=rows.device), rows] = False
+    return positive, ~same
 
 
 def zero(x: Tensor) -> Tensor:
@@ -68,6 +69,35 @@ def zero(x: Tensor) -> Tensor:
     NaN stays NaN, so a broken network is not taken for a batch that has nothing to teach.
     """
     return (x * 0).sum()
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a [n, k] times b [p, k] transposed, [n, p], in full float32 whatever the matmul precision is set to."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            # As a 1 x 1 convolution the product reaches oneDNN, whose kernel takes half the time of MKL's on AMD.
+            pixels = a.reshape(1, 1, *a.shape).permute(0, 3, 1, 2)  # channels last, and so is the result
+            return F.conv2d(pixels, b[:, :, None, None])[0, :, 0, :].T
+        return a @ b.T
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _cdist(a: Tensor, b: Tensor) -> Tensor:
+    """Distances [n, p] from differences, exact for near duplicates; the gradient at distance 0 is 0."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _rows(x: Tensor, members: Tensor) -> Iterator[Tensor]:
+    """The members [v] in blocks whose rows of the distance matrix fit into _BLOCK entries."""
+    if len(members):
+        yield from members.split(max(1, _BLOCK.get(x.device.type, 2**21) // len(x)))
+
+
+def _is_small(x: Tensor) -> bool:
+    return len(x) ** 2 * x.shape[1] <= _SMALL
 
 
 class Extremes(NamedTuple):
@@ -85,29 +115,248 @@ def extremes(x: Tensor, labels: Tensor) -> Extremes:
     """Find the extremes of each row of the distance matrix, without a graph, in blocks of rows.
 
     A valid anchor has a positive and a negative in the batch. Ties go to the lower index.
-    O(m^2 d) time, O(block * m) memory: the matrix is never whole.
+    O(m^2 d) time, O(m d + block) memory. The result is that of exact distances: a matrix product proposes all members
+    that its rounding leaves in question, and differences decide between them.
     """
-    members = torch.arange(len(x), device=x.device)
-    rows: list[tuple[Tensor, ...]] = [(members[:0],) * 5]  # what an empty batch finds
-    for start in range(0, len(x), _BLOCK):
-        anchor = members[start : start + _BLOCK]
-        d = torch.cdist(x[anchor], x, compute_mode="donot_use_mm_for_euclid_dist")
-        same = labels[anchor, None] == labels[None, :]
-        self_ = anchor[:, None] == members[None, :]
-        positive = same & ~self_
-        # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
-        valid = positive.any(dim=1) & ~same.all(dim=1)
-        found = (
-            anchor,
-            d.masked_fill(~positive, -torch.inf).argmax(dim=1),
-            d.masked_fill(same, torch.inf).argmin(dim=1),
-            d.masked_fill(self_, -torch.inf).argmax(dim=1),
-            d.masked_fill(self_, torch.inf).argmin(dim=1),
-        )
-        rows.append(tuple(index[valid] for index in found))
-    return Extremes(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    size = sizes[own]
+    # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
+    anchors = torch.nonzero((size > 1) & (size < len(x))).squeeze(1)
+    find = _exactly
+    if not _is_small(x) and torch.isfinite(x).all():
+        # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
+        anchors = anchors[own[anchors].argsort(stable=True)]
+        find = _Proposals(x, own, sizes)
+    found = [(rows, *find(x, own, rows)) for rows in _rows(x, anchors)] or [(anchors,) * 5]
+    columns = [torch.cat(column) for column in zip(*found, strict=True)]
+    order = columns[0].argsort()
+    return Extremes(*(column[order] for column in columns))
+
+
+def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Farthest positive, nearest negative, farthest and nearest [b] of the anchors [b], from all distances."""
+    x = x.double()  # float32 would decide by its last bits between members at nearly one distance
+    d = _cdist(x[anchor], x)
+    same = labels[anchor, None] == labels[None, :]
+    self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
+    return (
+        d.masked_fill(~same | self_, -torch.inf).argmax(dim=1),
+        d.masked_fill(same, torch.inf).argmin(dim=1),
+        d.masked_fill(self_, -torch.inf).argmax(dim=1),
+        d.masked_fill(self_, torch.inf).argmin(dim=1),
+    )
+
+
+class _Proposals:
+    """Finds the same as `_exactly`, in about the time of the matrix product."""
+
+    def __init__(self, x: Tensor, labels: Tensor, sizes: Tensor) -> None:
+        m, d = x.shape
+        self.order = labels.argsort(stable=True)
+        self.exact = x = x[self.order]
+        # Around its mean the batch has the smallest norms, and with them the smallest rounding errors.
+        self.x = x - x.mean(dim=0)
+        self.labels = labels[self.order]
+        self.stop = sizes.cumsum(0)
+        self.start = self.stop - sizes
+        self.norms = self.x.square().sum(dim=1)
+        self.place = torch.empty_like(self.order)
+        self.place[self.order] = torch.arange(m, device=x.device)
+        self.minus_twice = F.pad(-2 * self.x, (0, 0, 0, -m % _CHUNK))
+        # A product of d terms is off by d * eps / 2 * |a| |b| at most; twice that can swap two members.
+        self.rounding = (d + 4) * torch.finfo(x.dtype).eps
+
+    def __call__(self, x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        m, own = len(self.x), self.place[anchor]
+        low, high = int(self.start[self.labels[own[0]]]), int(self.stop[self.labels[own[-1]]])
+        # The squared distances less what is the same in a row, |anchor|^2.
+        key = matmul(self.x[own], self.minus_twice)
+        key[:, :m] += self.norms
+        slack = self.rounding * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
+        key[:, m:] = -torch.inf
+        farthest = _least(-key, slack)
+        key[:, m:] = torch.inf
+
+        same = self.labels[own, None] == self.labels[None, low:high]
+        other = ~same
+        other[torch.arange(len(own), device=x.device), own - low] = True
+        band = key[:, low:high].masked_fill(other, torch.inf)
+        positive = _least(band, slack)
+        farthest_positive = _least((-key[:, low:high]).masked_fill_(other, torch.inf), slack)
+        key[:, low:high].masked_fill_(same, torch.inf)
+        negative = _least(key, slack)
+        proposals = (farthest_positive, negative, farthest, positive)
+        if any(proposed is None for proposed in proposals):
+            return _exactly(x, labels, anchor)  # too many members at nearly one distance
+        best = []
+        for proposed, offset, sign in zip(proposals, (low, 0, 0, low), (-1, 1, -1, 1), strict=True):
+            assert proposed is not None
+            best.append(self._decide(own, proposed[0], proposed[1] + offset, sign))
+        # The nearest of all is the nearest positive or the nearest negative.
+        rows = torch.arange(len(own), device=x.device).repeat(2)
+        best[3] = self._decide(own, rows, torch.cat([best[3], best[1]]), 1)
+        return tuple(self.order[index] for index in best)  # type: ignore[return-value]
+
+    def _decide(self, own: Tensor, row: Tensor, column: Tensor, sign: int) -> Tensor:
+        """Of the proposed columns of each row the one at the smallest sign * distance, [b]."""
+        chosen = torch.empty_like(own)
+        chosen[row] = column
+        several = torch.bincount(row, minlength=len(own))[row] > 1
+        row, column = row[several], column[several]
+        # The last key first, as each sort keeps the order of the one before among equals.
+        order = self.order[column].argsort()
+        row, column = row[order], column[order]
+        d = sign * torch.linalg.vector_norm(self.exact[own[row]].double() - self.exact[column].double(), dim=1)
+        order = d.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        row, column = row[order], column[order]
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = row[1:] != row[:-1]
+        chosen[row[first]] = column[first]
+        return chosen
+
+
+def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(row, column) of the entries within slack [b] of the least of their row; None if they are very many."""
+    b, width = key.shape
+    # Minima without their places take a tenth of argmin's time; where there are no whole chunks, each entry is one.
+    least = key.view(b, -1, _CHUNK).amin(dim=2) if width % _CHUNK == 0 else key
+    limit = least.amin(dim=1) + slack
+    row, chunk = torch.nonzero(least <= limit[:, None], as_tuple=True)
+    if len(row) > 16 * b:
+        return None
+    size = width // least.shape[1]
+    members = chunk[:, None] * size + torch.arange(size, device=key.device)
+    near, place = torch.nonzero(key[row[:, None], members] <= limit[row, None], as_tuple=True)
+    return (row[near], members[near, place]) if len(near) <= 16 * b else None
+
+
+def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """terms(rows, squared, *inputs) for all rows of the matrix of squared distances, block by block, with gradient.
+
+    The backward pass makes each block anew, so neither pass holds more than a block beside O(m d).
+
+    Args:
+        x: embeddings [m, d].
+        terms: (rows [b], squared distances [b, m] of those rows to all, *inputs) -> [b], differentiable by torch. The
+            gradient of a distance that is 0 must be finite, and counts as 0.
+        inputs: further tensors that get a gradient.
+
+    Returns:
+        [m]
+    """
+    return _Rowwise.apply(terms, x, *inputs)
+
+
+class _Rowwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, terms: Callable[..., Tensor], x: Tensor, *inputs: Tensor) -> Tensor:
+        ctx.terms = terms
+        ctx.save_for_backward(x, *inputs)
+        return torch.cat([terms(block.rows, block.squared, *inputs) for block in _blocks(x)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
+        into, sums = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs]
+        for block in _blocks(x):
+            squared = block.squared.requires_grad_()
+            with torch.enable_grad():
+                value = ctx.terms(block.rows, squared, *inputs)
+            weight, *others = torch.autograd.grad(value, [squared, *inputs], gradient[block.rows])
+            for total, other in zip(sums, others, strict=True):
+                total += other
+            block.pull(into, weight.mul_(2))
+        return None, into, *sums
+
+
+class _Block(NamedTuple):
+    """Some rows of the matrix of squared distances, and the entries that were computed from differences."""
+
+    x: Tensor
+    rows: Tensor
+    squared: Tensor
+    near: tuple[Tensor, Tensor] | None  # None: all of them
+
+    def pull(self, into: Tensor, weight: Tensor) -> None:
+        """Add weight_ij * (x_i - x_j) [b, m] to the rows i of `into`, and take it from the rows j."""
+        x, rows = self.x, self.rows
+        if self.near is None:
+            with torch.enable_grad():
+                ends = x[rows].requires_grad_(), x.clone().requires_grad_()
+                d = _cdist(*ends)
+            first, second = torch.autograd.grad(d, ends, weight * d)
+            into[rows] += first
+            into += second
+            return
+        row, column = self.near
+        _pull(into, x, rows[row], column, weight[row, column])
+        # What is left has x_i and x_j far enough apart to be taken separately.
+        weight[row, column] = 0
+        into[rows] += weight.sum(dim=1)[:, None] * x[rows] - matmul(weight, x.T)
+        into += weight.sum(dim=0)[:, None] * x - matmul(weight.T, x[rows].T)
+
+
+@torch.no_grad()
+def _blocks(x: Tensor) -> Iterator[_Block]:
+    centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
+    norms = centred.square().sum(dim=1)
+    # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
+    share = 1e-2 if x.dtype == torch.float32 else 1e-4
+    small = _is_small(x)
+    for rows in _rows(x, torch.arange(len(x), device=x.device)):
+        if not small:
+            squared = matmul(centred[rows], -2 * centred).add_(norms).add_(norms[rows, None])
+            i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)
+            if len(i) * 16 <= squared.numel():
+                for part in _pairs(x, i):
+                    squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
+                yield _Block(centred, rows, squared, (i, j))
+                continue
+        yield _Block(x, rows, _cdist(x[rows], x).square(), None)
+
+
+def root(squared: Tensor) -> Tensor:
+    """Distances of squared distances; the gradient at 0 is 0."""
+    positive = squared > 0
+    return torch.where(positive, squared, 1).sqrt().where(positive, squared)
+
+
+class _DistanceTo(torch.autograd.Function):
+    """Distances of pairs, whose backward pass keeps no differences."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        d = torch.empty(len(first), dtype=x.dtype, device=x.device)
+        for part in _pairs(x, first):
+            torch.linalg.vector_norm(x[first[part]] - x[second[part]], dim=1, out=d[part])
+        ctx.save_for_backward(x, first, second, d)
+        return d
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, first, second, d = ctx.saved_tensors
+        weight = torch.where(d > 0, gradient / d, torch.zeros_like(d))
+        return _pull(torch.zeros_like(x), x, first, second, weight), None, None
+
+
+def _pairs(x: Tensor, first: Tensor) -> Iterator[slice]:
+    """Slices of the pairs whose differences fit into _BLOCK entries."""
+    step = max(1, _BLOCK.get(x.device.type, 2**21) // 4 // max(1, x.shape[1]))
+    yield from (slice(start, start + step) for start in range(0, len(first), step))
+
+
+def _pull(into: Tensor, x: Tensor, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """Add weight [v] * (x[first] - x[second]) to the rows `first` of `into` and take it from the rows `second`."""
+    for part in _pairs(x, first):
+        pull = (x[first[part]] - x[second[part]]).mul_(weight[part, None])
+        into.index_add_(0, first[part], pull)
+        into.index_add_(0, second[part], pull, alpha=-1)
+    return into
 
 
 def distance_to(x: Tensor, anchor: Tensor, other: Tensor) -> Tensor:
-    """Distances [v] with gradient of x[anchor] to x[other]; the gradient at distance 0 is 0. O(v d) memory."""
-    return torch.linalg.vector_norm(x[anchor] - x[other], dim=1)
+    """Distances [v] with gradient of x[anchor] to x[other]; the gradient at distance 0 is 0. O(v + m d) memory."""
+    return _DistanceTo.apply(x, anchor, other)

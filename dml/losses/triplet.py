@@ -1,18 +1,11 @@
 """Triplet loss with all, semi-hard or hard mining; eq. 2 of the NRA paper on squared distances."""
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import (
-    distance_to,
-    distances,
-    extremes,
-    full_precision,
-    negative_mask,
-    positive_mask,
-    require,
-    zero,
-)
+from dml.losses.pairwise import distance_to, extremes, full_precision, masks, require, rowwise, zero
 
 
 class TripletLoss(nn.Module):
@@ -21,7 +14,8 @@ class TripletLoss(nn.Module):
     mining = all: every valid triplet of the batch, zeros included in the mean (Schultz and Joachims 2003).
     mining = semi_hard: for every ordered positive pair that has a negative, the nearest negative that is farther
         than the positive, else the farthest negative (FaceNet, Schroff et al. 2015; the fallback and the mean are
-        those of TensorFlow contrib's triplet_semihard_loss, which the NRA paper used).
+        those of TensorFlow contrib's triplet_semihard_loss, which the NRA paper used). In large batches a negative
+        whose distance equals the positive's to within rounding may count as farther.
     mining = hard: for every anchor its farthest positive and nearest negative (Hermans et al. 2017, batch hard).
 
     Raises:
@@ -42,12 +36,15 @@ class TripletLoss(nn.Module):
         """Embeddings [m, d], labels [m] -> scalar."""
         if self.mining == "hard":
             return self._hard(embeddings, labels)
-        squared = distances(embeddings).square()  # [m, m]
-        positive, negative = positive_mask(labels), negative_mask(labels)
-        if not (positive.any(dim=1) & negative.any(dim=1)).any():
+        sizes = labels.unique(return_counts=True)[1]
+        negatives = len(labels) - sizes
+        pairs = (sizes * (sizes - 1) * (negatives > 0)).sum()  # ordered, with a negative
+        if pairs == 0:
             return zero(embeddings)
-        mined = self._all if self.mining == "all" else self._semi_hard
-        return mined(squared, positive, negative)
+        mined, count = (
+            (self._all, (sizes * (sizes - 1) * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
+        )
+        return rowwise(embeddings, functools.partial(mined, labels)).sum() / count
 
     def _hard(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         found = extremes(embeddings, labels)
@@ -57,31 +54,33 @@ class TripletLoss(nn.Module):
         d_negative = distance_to(embeddings, found.anchor, found.nearest_negative)
         return (d_positive.square() - d_negative.square() + self.margin).clamp_min(0).mean()
 
-    def _semi_hard(self, squared: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def _semi_hard(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
         with torch.no_grad():
+            positive, negative = masks(labels, rows)
             negatives, order = squared.masked_fill(~negative, torch.inf).sort(dim=1, stable=True)
             count = negative.sum(dim=1, keepdim=True)
-            # Position in the sorted row of the first negative strictly farther than each member: [m, m].
+            # Position in the sorted row of the first negative strictly farther than each member: [b, m].
             place = torch.searchsorted(negatives, squared.contiguous(), right=True)
             place = torch.minimum(place, count - 1).clamp_min(0)  # none is farther: the farthest negative
             anchor, member = torch.nonzero(positive & (count > 0), as_tuple=True)
             chosen = order[anchor, place[anchor, member]]
         gap = squared[anchor, member] - squared[anchor, chosen]
         # A NaN in a member that no pair mined must still reach the loss, so that the run stops.
-        return (gap + self.margin).clamp_min(0).mean() + squared.detach().sum() * 0
+        broken = squared.detach().sum(dim=1) * 0
+        return broken.index_add(0, anchor, (gap + self.margin).clamp_min(0))
 
-    def _all(self, squared: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    def _all(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
         # The sum of hinges is piecewise linear in the squared distances: how often each entry takes part in an
         # active triplet is its weight. Counting needs two sorts of each row, never a list of triplets.
         with torch.no_grad():
+            positive, negative = masks(labels, rows)
             positives = squared.masked_fill(~positive, torch.inf).sort(dim=1).values
             negatives = squared.masked_fill(~negative, torch.inf).sort(dim=1).values
             # A triplet is active where D_an^2 < D_ap^2 + margin: counted for its positive, then for its negative.
             active_negatives = torch.searchsorted(negatives, squared + self.margin)
             # The same sum on both sides: a triplet at the margin must round the same way for both of its members.
-            inactive = torch.searchsorted(positives + self.margin, squared, right=True)
+            inactive = torch.searchsorted(positives + self.margin, squared.contiguous(), right=True)
             active_positives = positive.sum(dim=1, keepdim=True) - inactive
             weight = active_negatives * positive - active_positives.clamp_min(0) * negative
-            active = (active_negatives * positive).sum()
-            triplets = (positive.sum(dim=1) * negative.sum(dim=1)).sum()
-        return ((weight * squared).sum() + self.margin * active.to(squared.dtype)) / triplets
+            active = (active_negatives * positive).sum(dim=1)
+        return (weight * squared).sum(dim=1) + self.margin * active.to(squared.dtype)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dml.losses import pairwise
 from tests import oracles
 from tests.losses import SMOOTH, TIED, assert_gradient_close, value_and_gradient
 
@@ -20,12 +21,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("options", metafunc.cls.variants, ids=str)
     for name in (name for name in BATCHES if name in metafunc.fixturenames):
         metafunc.parametrize(name, BATCHES[name].values(), ids=BATCHES[name].keys())
+        if metafunc.cls.by_blocks:
+            metafunc.parametrize("path", ["whole", "blocks"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the batches through the code for large ones too: products, mended, in blocks of a few rows."""
+    if getattr(request, "param", "whole") == "blocks":
+        monkeypatch.setattr(pairwise, "_SMALL", -1)
+        monkeypatch.setattr(pairwise, "_BLOCK", {"cpu": 40})
 
 
 class LossContract:
     """The tests that all losses share."""
 
     variants: tuple[dict[str, Any], ...] = ({},)
+    by_blocks = True  # it uses the distance matrix of losses/pairwise.py
     empty_batches: tuple[tuple[int, ...], ...] = ()  # labels without any valid pair or anchor
     labels_that_count = (0, 0, 1, 1, 2)  # none of these samples is left out of the loss
 

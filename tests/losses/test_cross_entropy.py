@@ -15,6 +15,8 @@ CLASSES = 7  # one more than any batch has, so that a class without samples is t
 
 
 class TestCrossEntropy(LossContract):
+    by_blocks = False
+
     def build(self, options, dim):
         torch.manual_seed(0)
         return CrossEntropyLoss(embedding_dim=dim, num_classes=CLASSES)
