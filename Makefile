@@ -5,7 +5,7 @@ READY := .venv/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format figure4 clean
+.PHONY: help install train test lint format figure4 bench clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ figure4: $(READY)  ## Fig. 4 of the paper: four losses, one plane each; ARGS="se
 	dir=outputs/figure4/$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(BIN)/python train.py -m method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
 	$(BIN)/python -m dml.report $$dir
+
+bench: $(READY)  ## Speed and memory beside peers, a table each; ARGS="--sizes 8192" and the like
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.losses $(ARGS)
 
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, require, root, rowwise, zero
+from dml.losses.pairwise import full_precision, require, root, sum_over_rows, zero
 
 
 class ContrastiveLoss(nn.Module):
@@ -32,4 +32,4 @@ class ContrastiveLoss(nn.Module):
             return torch.where(same, squared, (self.margin - root(squared)).clamp_min(0).square()).sum(dim=1)
 
         # The matrix holds every unordered pair twice.
-        return rowwise(embeddings, terms).sum() / (m * (m - 1))
+        return sum_over_rows(embeddings, terms, symmetric=True) / (m * (m - 1))

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from dml.losses.pairwise import full_precision, require, zero
+from dml.losses.pairwise import full_precision, require, row_blocks, zero
 
 
 class NPairLoss(nn.Module):
@@ -40,10 +41,18 @@ class NPairLoss(nn.Module):
         if len(first) == 0:
             return zero(embeddings)
         anchors, positives = embeddings[order[first]], embeddings[order[first + 1]]  # [N, d]
-        logits = anchors @ positives.T
-        # log(1 + sum exp(s_ij - s_ii)) is the cross entropy of row i with i as its class.
-        loss = F.cross_entropy(logits, torch.arange(len(first), device=logits.device))
+        members = torch.arange(len(first), device=first.device)
+        blocks = [
+            checkpoint(_row_losses, anchors[rows], positives, rows, use_reentrant=False, preserve_rng_state=False)
+            for rows in row_blocks(anchors, members)
+        ]
+        loss = torch.stack(blocks).sum() / len(first)
         if self.l2_weight:
             norms = anchors.square().sum(dim=1).mean() + positives.square().sum(dim=1).mean()
             loss = loss + 0.25 * self.l2_weight * norms
         return loss
+
+
+def _row_losses(anchors: Tensor, positives: Tensor, rows: Tensor) -> Tensor:
+    # log(1 + sum exp(s_ij - s_ii)) is the cross entropy of row i with i as its class.
+    return F.cross_entropy(anchors @ positives.T, rows, reduction="sum")

@@ -90,8 +90,8 @@ def _cdist(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _rows(x: Tensor, members: Tensor) -> Iterator[Tensor]:
-    """The members [v] in blocks whose rows of the distance matrix fit into _BLOCK entries."""
+def row_blocks(x: Tensor, members: Tensor) -> Iterator[Tensor]:
+    """The members [v] in blocks whose rows of an [m, m] matrix, m = len(x), fit into _BLOCK entries."""
     if len(members):
         yield from members.split(max(1, _BLOCK.get(x.device.type, 2**21) // len(x)))
 
@@ -127,7 +127,7 @@ def extremes(x: Tensor, labels: Tensor) -> Extremes:
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
         anchors = anchors[own[anchors].argsort(stable=True)]
         find = _Proposals(x, own, sizes)
-    found = [(rows, *find(x, own, rows)) for rows in _rows(x, anchors)] or [(anchors,) * 5]
+    found = [(rows, *find(x, own, rows)) for rows in row_blocks(x, anchors)] or [(anchors,) * 5]
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     order = columns[0].argsort()
     return Extremes(*(column[order] for column in columns))
@@ -177,43 +177,42 @@ class _Proposals:
         farthest = _least(-key, slack)
         key[:, m:] = torch.inf
 
+        rows = torch.arange(len(own), device=x.device)
         same = self.labels[own, None] == self.labels[None, low:high]
         other = ~same
-        other[torch.arange(len(own), device=x.device), own - low] = True
-        band = key[:, low:high].masked_fill(other, torch.inf)
-        positive = _least(band, slack)
-        farthest_positive = _least((-key[:, low:high]).masked_fill_(other, torch.inf), slack)
+        other[rows, own - low] = True
+        positive = _least((-key[:, low:high]).masked_fill_(other, torch.inf), slack)
+        key[rows, own] = torch.inf
+        nearest = _least(key, slack)
         key[:, low:high].masked_fill_(same, torch.inf)
         negative = _least(key, slack)
-        proposals = (farthest_positive, negative, farthest, positive)
-        if any(proposed is None for proposed in proposals):
+        if positive is None or negative is None or farthest is None or nearest is None:
             return _exactly(x, labels, anchor)  # too many members at nearly one distance
-        best = []
-        for proposed, offset, sign in zip(proposals, (low, 0, 0, low), (-1, 1, -1, 1), strict=True):
-            assert proposed is not None
-            best.append(self._decide(own, proposed[0], proposed[1] + offset, sign))
-        # The nearest of all is the nearest positive or the nearest negative.
-        rows = torch.arange(len(own), device=x.device).repeat(2)
-        best[3] = self._decide(own, rows, torch.cat([best[3], best[1]]), 1)
-        return tuple(self.order[index] for index in best)  # type: ignore[return-value]
+        return (
+            self._decide(own, positive[0], positive[1] + low, -1),
+            self._decide(own, *negative, 1),
+            self._decide(own, *farthest, -1),
+            self._decide(own, *nearest, 1),
+        )
 
     def _decide(self, own: Tensor, row: Tensor, column: Tensor, sign: int) -> Tensor:
         """Of the proposed columns of each row the one at the smallest sign * distance, [b]."""
         chosen = torch.empty_like(own)
         chosen[row] = column
         several = torch.bincount(row, minlength=len(own))[row] > 1
-        row, column = row[several], column[several]
-        # The last key first, as each sort keeps the order of the one before among equals.
-        order = self.order[column].argsort()
-        row, column = row[order], column[order]
-        d = sign * torch.linalg.vector_norm(self.exact[own[row]].double() - self.exact[column].double(), dim=1)
-        order = d.argsort(stable=True)
-        order = order[row[order].argsort(stable=True)]
-        row, column = row[order], column[order]
-        first = torch.ones_like(row, dtype=torch.bool)
-        first[1:] = row[1:] != row[:-1]
-        chosen[row[first]] = column[first]
-        return chosen
+        if several.any():
+            row, column = row[several], column[several]
+            # The last key first, as each sort keeps the order of the one before among equals.
+            order = self.order[column].argsort()
+            row, column = row[order], column[order]
+            d = torch.linalg.vector_norm(self.exact[own[row]].double() - self.exact[column].double(), dim=1)
+            order = (sign * d).argsort(stable=True)
+            order = order[row[order].argsort(stable=True)]
+            row, column = row[order], column[order]
+            first = torch.ones_like(row, dtype=torch.bool)
+            first[1:] = row[1:] != row[:-1]
+            chosen[row[first]] = column[first]
+        return self.order[chosen]
 
 
 def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -248,6 +247,17 @@ def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return _Rowwise.apply(terms, x, *inputs)
 
 
+def sum_over_rows(x: Tensor, terms: Callable[[Tensor, Tensor], Tensor], *, symmetric: bool = False) -> Tensor:
+    """The sum of rowwise(x, terms), with its gradient found along with it: each block is made once.
+
+    Args:
+        x: embeddings [m, d].
+        terms: (rows [b], squared [b, m]) -> [b], as for `rowwise`.
+        symmetric: the term of a pair is the same in the rows of both, which halves the work of the gradient.
+    """
+    return _SumOverRows.apply(x, terms, symmetric)
+
+
 class _Rowwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, terms: Callable[..., Tensor], x: Tensor, *inputs: Tensor) -> Tensor:
@@ -267,8 +277,28 @@ class _Rowwise(torch.autograd.Function):
             weight, *others = torch.autograd.grad(value, [squared, *inputs], gradient[block.rows])
             for total, other in zip(sums, others, strict=True):
                 total += other
-            block.pull(into, weight.mul_(2))
+            block.pull(into, weight)
         return None, into, *sums
+
+
+class _SumOverRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, terms: Callable[..., Tensor], symmetric: bool) -> Tensor:
+        total, into = x.new_zeros(()), torch.zeros_like(x)
+        for block in _blocks(x):
+            squared = block.squared.requires_grad_(ctx.needs_input_grad[0])
+            with torch.set_grad_enabled(squared.requires_grad):
+                value = terms(block.rows, squared).sum()
+            total += value.detach()
+            if squared.requires_grad:
+                block.pull(into, *torch.autograd.grad(value, squared), symmetric=symmetric)
+        ctx.save_for_backward(into)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient * ctx.saved_tensors[0], None, None
 
 
 class _Block(NamedTuple):
@@ -279,23 +309,31 @@ class _Block(NamedTuple):
     squared: Tensor
     near: tuple[Tensor, Tensor] | None  # None: all of them
 
-    def pull(self, into: Tensor, weight: Tensor) -> None:
-        """Add weight_ij * (x_i - x_j) [b, m] to the rows i of `into`, and take it from the rows j."""
+    def pull(self, into: Tensor, weight: Tensor, *, symmetric: bool = False) -> None:
+        """Add to `into` [m, d] the gradient that the weights [b, m] of the squared distances have.
+
+        Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j; if symmetric, the row i gets both, from here
+        and from what j's row would take from it.
+        """
         x, rows = self.x, self.rows
+        weight = weight * (4 if symmetric else 2)
         if self.near is None:
             with torch.enable_grad():
                 ends = x[rows].requires_grad_(), x.clone().requires_grad_()
                 d = _cdist(*ends)
             first, second = torch.autograd.grad(d, ends, weight * d)
             into[rows] += first
-            into += second
+            if not symmetric:
+                into += second
             return
         row, column = self.near
-        _pull(into, x, rows[row], column, weight[row, column])
-        # What is left has x_i and x_j far enough apart to be taken separately.
+        near = weight[row, column]
         weight[row, column] = 0
+        _pull(into, x, rows[row], column, near, both=not symmetric)
+        # What is left has x_i and x_j far enough apart to be taken separately.
         into[rows] += weight.sum(dim=1)[:, None] * x[rows] - matmul(weight, x.T)
-        into += weight.sum(dim=0)[:, None] * x - matmul(weight.T, x[rows].T)
+        if not symmetric:
+            into += weight.sum(dim=0)[:, None] * x - matmul(weight.T, x[rows].T)
 
 
 @torch.no_grad()
@@ -305,7 +343,7 @@ def _blocks(x: Tensor) -> Iterator[_Block]:
     # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
     share = 1e-2 if x.dtype == torch.float32 else 1e-4
     small = _is_small(x)
-    for rows in _rows(x, torch.arange(len(x), device=x.device)):
+    for rows in row_blocks(x, torch.arange(len(x), device=x.device)):
         if not small:
             squared = matmul(centred[rows], -2 * centred).add_(norms).add_(norms[rows, None])
             i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)
@@ -348,12 +386,13 @@ def _pairs(x: Tensor, first: Tensor) -> Iterator[slice]:
     yield from (slice(start, start + step) for start in range(0, len(first), step))
 
 
-def _pull(into: Tensor, x: Tensor, first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
-    """Add weight [v] * (x[first] - x[second]) to the rows `first` of `into` and take it from the rows `second`."""
+def _pull(into: Tensor, x: Tensor, first: Tensor, second: Tensor, weight: Tensor, *, both: bool = True) -> Tensor:
+    """Add weight [v] * (x[first] - x[second]) to the rows `first` of `into`; if both, take it from `second`."""
     for part in _pairs(x, first):
         pull = (x[first[part]] - x[second[part]]).mul_(weight[part, None])
         into.index_add_(0, first[part], pull)
-        into.index_add_(0, second[part], pull, alpha=-1)
+        if both:
+            into.index_add_(0, second[part], pull, alpha=-1)
     return into
 
 

@@ -5,7 +5,7 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distance_to, extremes, full_precision, masks, require, rowwise, zero
+from dml.losses.pairwise import distance_to, extremes, full_precision, masks, require, sum_over_rows, zero
 
 
 class TripletLoss(nn.Module):
@@ -44,7 +44,7 @@ class TripletLoss(nn.Module):
         mined, count = (
             (self._all, (sizes * (sizes - 1) * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
         )
-        return rowwise(embeddings, functools.partial(mined, labels)).sum() / count
+        return sum_over_rows(embeddings, functools.partial(mined, labels)) / count
 
     def _hard(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         found = extremes(embeddings, labels)

@@ -12,7 +12,6 @@ from tests.losses.conftest import LossContract
 
 
 class TestNPair(LossContract):
-    by_blocks = False
     empty_batches = ((0, 0, 0), (2, 0, 1), (4, 4), (0, 1), (0,))
     labels_that_count = (0, 1, 1, 0)
 

@@ -1,0 +1,158 @@
+"""The code for large batches: proposals by rounded products, decided and mended by differences, block by block."""
+
+import pytest
+import torch
+
+from dml.losses import pairwise
+from dml.losses.pairwise import distance_to, extremes, matmul, root, row_blocks, rowwise, sum_over_rows
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch):
+    """Batches of these tests count as large, and a block holds a few rows."""
+    monkeypatch.setattr(pairwise, "_SMALL", -1)
+    monkeypatch.setattr(pairwise, "_BLOCK", {"cpu": 2000})
+
+
+def by_loops(x, labels):
+    """Extremes by float64 distances; the lower index of equals."""
+    d = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").tolist()
+    classes, found = labels.tolist(), []
+    for i, row in enumerate(d):
+        others = [j for j in range(len(row)) if j != i]
+        positives = [j for j in others if classes[j] == classes[i]]
+        negatives = [j for j in others if classes[j] != classes[i]]
+        if positives and negatives:
+            # min and max return the first of equals.
+            far, near = (max(positives, key=row.__getitem__), min(negatives, key=row.__getitem__))
+            found.append((i, far, near, max(others, key=row.__getitem__), min(others, key=row.__getitem__)))
+    return torch.tensor(found, dtype=torch.int64).reshape(-1, 5).T
+
+
+KINDS = {
+    "normal": lambda x, centres: x,
+    "far_from_the_origin": lambda x, centres: x + 1000,
+    "on_a_grid": lambda x, centres: (2 * x).round(),
+    "tight_classes": lambda x, centres: centres + 1e-3 * x,
+    "classes_at_the_edge_of_rounding": lambda x, centres: centres + 1e-6 * x,
+    "every_image_twice": lambda x, centres: torch.cat([x[::2], x[::2]])[: len(x)],
+    "tiny": lambda x, centres: 1e-15 * x,
+    "huge": lambda x, centres: 1e15 * x,
+    "collapsed": lambda x, centres: x * 0 + 3,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extremes_are_those_of_exact_distances(kind, dtype):
+    for seed in range(3):
+        g = torch.Generator().manual_seed(seed)
+        m, classes = 90 + 38 * seed, (5, 40, 60)[seed]  # with and without whole chunks of columns
+        labels = torch.randint(classes, (m,), generator=g)
+        x = torch.randn(m, 24, generator=g)
+        x = KINDS[kind](x, torch.randn(classes, 24, generator=g)[labels]).to(dtype)
+        assert torch.equal(torch.stack(extremes(x, labels)), by_loops(x, labels))
+
+
+def test_a_row_in_question_is_decided_and_not_computed_whole(monkeypatch):
+    def whole(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(pairwise, "_exactly", whole)
+    x = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
+    x[100:] = x[:100]  # each distance comes twice
+    labels = torch.arange(200) % 100 // 4
+    assert torch.equal(torch.stack(extremes(x, labels)), by_loops(x, labels))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_extremes_of_broken_embeddings_keep_all_valid_anchors(value):
+    x = torch.randn(60, 8)
+    x[7, 3] = value
+    assert torch.equal(extremes(x, torch.arange(60) // 3).anchor, torch.arange(60))
+
+
+def test_distances_to_with_gradient():
+    x = torch.randn(30, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x[4] = x[9]
+    first, second = torch.tensor([0, 4, 0, 7, 7, 0]), torch.tensor([1, 9, 1, 0, 7, 2])  # twice, at 0, to itself
+    weight = torch.tensor([1.0, 5, 2, -3, 4, 0.5], dtype=torch.float64)
+    ours, plain = (x.clone().requires_grad_() for _ in range(2))
+    (distance_to(ours, first, second) * weight).sum().backward()
+    (torch.linalg.vector_norm(plain[first] - plain[second], dim=1) * weight)[[0, 2, 3, 5]].sum().backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-13, atol=1e-13)
+
+
+def dense(x):
+    return (x[:, None] - x[None, :]).square().sum(dim=2)
+
+
+def lopsided(rows, squared, tilt):
+    """A term that differs between the rows of a pair, with an infinite slope of the root at 0."""
+    return (root(squared) * tilt[None, :] + tilt[rows, None] * squared).sum(dim=1).tanh()
+
+
+@pytest.mark.parametrize("kind", ["normal", "far_from_the_origin", "tight_classes", "every_image_twice", "collapsed"])
+def test_rowwise_is_the_dense_form(kind):
+    g = torch.Generator().manual_seed(2)
+    labels = torch.randint(20, (150,), generator=g)
+    x = KINDS[kind](torch.randn(150, 16, generator=g), torch.randn(20, 16, generator=g)[labels]).double()
+    tilt = 1e-3 * torch.randn(150, generator=g, dtype=torch.float64)
+    upstream = torch.randn(150, generator=g, dtype=torch.float64)
+    leaves = [(x.clone().requires_grad_(), tilt.clone().requires_grad_()) for _ in range(2)]
+    ours = rowwise(leaves[0][0], lopsided, leaves[0][1])
+    whole = lopsided(torch.arange(150), dense(leaves[1][0]), leaves[1][1])
+    torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
+    for values in (ours, whole):
+        (values * upstream).sum().backward()
+    for a, b in zip(*leaves, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-9, atol=1e-11 * b.grad.abs().max().item() + 1e-14)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "far_from_the_origin", "tight_classes", "collapsed"])
+def test_sum_over_rows_in_float32(kind, symmetric):
+    g = torch.Generator().manual_seed(3)
+    labels = torch.randint(20, (150,), generator=g)
+    x = KINDS[kind](torch.randn(150, 16, generator=g), torch.randn(20, 16, generator=g)[labels])
+
+    def terms(rows, squared):
+        tilt = 1 if symmetric else torch.linspace(0, 1, 150, dtype=squared.dtype)[rows, None]
+        return (tilt * (5 - root(squared)).clamp_min(0).square()).sum(dim=1)
+
+    ours, whole = x.clone().requires_grad_(), x.double().requires_grad_()
+    value, expected = sum_over_rows(ours, terms, symmetric=symmetric), terms(torch.arange(150), dense(whole)).sum()
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=0)
+    (3 * value).backward()
+    (3 * expected).backward()
+    assert (ours.grad - whole.grad).norm() <= 1e-4 * whole.grad.norm() + 1e-6
+
+
+def test_no_block_is_larger_than_said():
+    seen = []
+
+    def terms(rows, squared):
+        seen.append((rows.tolist(), squared.shape))
+        return squared.sum(dim=1)
+
+    x = torch.randn(150, 4)
+    with torch.no_grad():
+        sum_over_rows(x, terms)
+    assert [row for rows, _ in seen for row in rows] == list(range(150))
+    assert all(shape[0] * shape[1] <= 2000 and shape[1] == 150 for _, shape in seen)
+    assert [len(rows) for rows in row_blocks(x, torch.arange(30))] == [13, 13, 4]
+    assert not list(row_blocks(x, torch.arange(0)))
+
+
+@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
+def test_a_product_is_full_float32_whatever_is_set(setting):
+    a, b = torch.randn(64, 700), torch.randn(33, 700)
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(setting)
+    try:
+        product = matmul(a, b)
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(kept)
+    assert product.is_contiguous()
+    assert (product.double() - a.double() @ b.double().T).abs().max() < 1e-4
