@@ -42,6 +42,8 @@ class Embedder(nn.Module):
         if freeze_bn:
             for norm in self._norms():
                 norm.requires_grad_(False)
+        # Channels last: convolutions take half the time on a CPU, and their tensor cores on a GPU.
+        self.to(memory_format=torch.channels_last)
         self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step
 
     def _norms(self) -> list[nn.Module]:
@@ -58,5 +60,6 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> embeddings [B, D]."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        embeddings = self.head(self.backbone((x - self.mean) / self.std))
+        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        embeddings = self.head(self.backbone(x))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings

@@ -160,3 +160,19 @@ def test_double_precision():
 def test_dimensions_that_are_not_positive_are_refused(dim):
     with pytest.raises(ValueError, match=rf"embedder\.dim={dim}\b"):
         Embedder(backbone=Pixels(), dim=dim)
+
+
+def test_images_and_weights_are_channels_last(monkeypatch):
+    model, seen = make().eval(), []
+    original = nn.functional.conv2d
+
+    def conv2d(x, weight, *rest):
+        seen.append([tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (x, weight)])
+        return original(x, weight, *rest)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", lambda self, x, w, b: conv2d(x, w, b, self.stride, self.padding))
+    with torch.no_grad():
+        model(images())
+    assert seen == [[True, True]] * 4
+    model.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()})
+    assert model.backbone.features[1][0].weight.is_contiguous(memory_format=torch.channels_last)
