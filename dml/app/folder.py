@@ -1,41 +1,20 @@
-"""The folder of a run: named after the command of its sweep, held by one process, continued by the same command."""
+"""The folder of a run: held by one process, continued by the same command, never mixed with another run."""
 
 import fcntl
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checkpoint import read_checkpoint
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
-
-
-class SweepNamedByCommand(Callback):
-    """Name the folder of a sweep after its command, so that the same command finds it again.
-
-    An hydra.sweep.dir that the user gives stays.
-    """
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Fill in hydra.sweep.dir before the sweeper reads it."""
-        if config.hydra.sweep.dir:
-            return
-        command = " ".join(config.hydra.overrides.task)
-        # Without the characters that an override such as ckpt_path=FILE would need quotes for.
-        readable = re.sub(r"[^\w.-]+", "_", command.replace("=", "-"))[:80] or "defaults"
-        name = f"multirun/{readable}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
-        with read_write(config.hydra):
-            config.hydra.sweep.dir = name
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
 from dml.app import folder as folders
-from dml.app.folder import SweepNamedByCommand, held
+from dml.app.folder import held
+from dml.app.sweep import SweepNamedByCommand
 from tests.app.conftest import ROOT, Run, train
 from tests.app.test_processes import SHORT, end, start
 from tests.app.test_resume import assert_same_end
