@@ -41,14 +41,14 @@ class Group(NamedTuple):
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """All finished runs in or below the folders, in the order of their paths; jobs of a sweep by number.
+    """All finished runs in or below the folders, folder by folder in the order of paths; jobs of a sweep by number.
 
     Raises:
         ValueError: there is none, or a metrics.json cannot be read.
     """
     runs = []
-    files = {file.resolve() for folder in folders for file in folder.rglob("metrics.json")}
-    for file in sorted(files, key=lambda f: [(int(part) if part.isdigit() else -1, part) for part in f.parts]):
+    files = (file for folder in folders for file in sorted(folder.resolve().rglob("metrics.json"), key=_by_number))
+    for file in dict.fromkeys(files):
         try:
             content = json.loads(file.read_text())
             runs.append(Run(file.parent, content["metrics"], content["row"]))
@@ -57,6 +57,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if not runs:
         raise ValueError(f"no finished run (metrics.json) in {', '.join(map(str, folders))}")
     return runs
+
+
+def _by_number(file: Path) -> list[tuple[int, str]]:
+    return [(int(part) if part.isdigit() else -1, part) for part in file.parts]
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[Run]]:

@@ -75,13 +75,15 @@ class Layout:
 
 
 def layout(groups: Groups) -> Layout:
-    """Methods as lines, Recall@K and the other metrics of each data set as columns, dimensions divided by a slash.
+    """Methods as lines, the metrics of each data set as columns (of several data sets Recall@K), dimensions by slashes.
 
     Where the paper has a value, two more lines: the paper's, and the difference.
     """
     data = list(dict.fromkeys(group.data for group in groups))
     dimensions = {d: sorted({group.dimension for group in groups if group.data == d}) for d in data}
     metrics = {d: _metrics([run for group in groups if group.data == d for run in groups[group]]) for d in data}
+    if len(data) > 1:
+        metrics = {d: [name for name in names if "recall" in name] or names for d, names in metrics.items()}
     lines: list[list[str]] = []
     notes: dict[str, str] = {}
     for label in dict.fromkeys(group.label for group in groups):
@@ -134,16 +136,12 @@ def markdown(table: Layout) -> str:
     """The table in Markdown: percent, mean ± half of the 95 % t-interval over runs."""
     head = ["method", *table.columns]
     if len(table.spans) > 1:  # Markdown has one line of headings
-        names = [title for title, width in table.spans for _ in range(width)]
-        head = [
-            "method",
-            *(f"{name}: {column}" for name, column in zip(names, table.columns[:-1], strict=True)),
-            "runs",
-        ]
+        names = [title.partition(",")[0] for title, width in table.spans for _ in range(width)]
+        head[1:-1] = [f"{name} {column}" for name, column in zip(names, table.columns[:-1], strict=True)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     lines += ["| " + " | ".join(cells) + " |" for cells in table.lines]
-    caption = [] if len(table.spans) > 1 else [f"{table.spans[0][0]}, in percent:", ""]
-    return "\n".join([*caption, *lines, *(["", *(f"- {note}" for note in table.notes)] if table.notes else [])])
+    caption = f"{'; '.join(title for title, _ in table.spans)}; in percent:"
+    return "\n".join([caption, "", *lines, *(["", *(f"- {note}" for note in table.notes)] if table.notes else [])])
 
 
 _LATEX = {

@@ -101,3 +101,9 @@ def test_jobs_of_a_sweep_come_by_number(tmp_path, write_run):
     for job in (10, 2, 1):
         write_run(str(job), seed=job)
     assert [run.row["seed"] for run in read_runs([tmp_path])] == [1, 2, 10]
+
+
+def test_folders_come_in_the_order_given(tmp_path, write_run):
+    b, a = write_run("b", seed=1), write_run("a", seed=2)
+    assert [run.row["seed"] for run in read_runs([b, a])] == [1, 2]
+    assert [run.row["seed"] for run in read_runs([b, tmp_path])] == [1, 2]

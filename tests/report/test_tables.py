@@ -42,7 +42,7 @@ def test_a_line_a_method_in_percent(grouped):
     grouped.write("b", "nra", 1, 0.9)
     grouped.write("c", "lifted", 0, 0.7)
     assert markdown(layout(grouped())).splitlines() == [
-        "digits, 2 dimensions, in percent:",
+        "digits, 2 dimensions; in percent:",
         "",
         "| method | recall@1 | map | runs |",
         "|---|---:|---:|---:|",
@@ -67,8 +67,16 @@ def test_layout_of_table_1_with_the_papers_values_beneath(grouped):
         ["contrastive", "- / -", "- / -", "25.0 / -", "50.0 / -", "1"],
     ]
     assert table.notes == []
-    head = markdown(table).splitlines()[0]
-    assert head.startswith("| method | cars196, 64 / 512 dimensions: recall@1 |")
+    lines = markdown(table).splitlines()
+    assert lines[0] == "cars196, 64 / 512 dimensions; cub200, 64 / 512 dimensions; in percent:"
+    assert lines[2] == "| method | cars196 recall@1 | cars196 recall@2 | cub200 recall@1 | cub200 recall@2 | runs |"
+
+
+def test_of_several_data_sets_the_table_shows_recall(grouped):
+    for data in ("cub200", "sop"):
+        grouped.write(data, metrics={"test/recall@1": 0.5, "test/map": 0.3}, **PAPERS, data=data)
+    assert layout(grouped()).columns == ["recall@1", "recall@1", "runs"]
+    assert len(list(csv.DictReader(io.StringIO(as_csv(grouped()))))) == 4
 
 
 @pytest.mark.parametrize(
