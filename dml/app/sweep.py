@@ -18,9 +18,12 @@ class SweepNamedByCommand(Callback):
         """Fill in hydra.sweep.dir before the sweeper reads it."""
         if config.hydra.sweep.dir:
             return
-        command = " ".join(config.hydra.overrides.task)
-        # Without the characters that an override such as ckpt_path=FILE would need quotes for.
-        readable = re.sub(r"[^\w.-]+", "_", command.replace("=", "-"))[:80] or "defaults"
+        overrides = list(config.hydra.overrides.task)
+        command = " ".join(overrides)
+        # What is swept comes first, as the name is cut. No character that an override such as ckpt_path=FILE would need
+        # quotes for.
+        swept_first = " ".join(sorted(overrides, key=lambda override: "," not in override))
+        readable = re.sub(r"[^\w.-]+", "_", swept_first.replace("=", "-"))[:80].strip("_") or "defaults"
         name = f"multirun/{readable}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
         with read_write(config.hydra):
             config.hydra.sweep.dir = name

@@ -126,7 +126,7 @@ def named(*overrides: str, folder: str = "") -> tuple[str, list[str]]:
 
 def test_a_sweep_is_named_by_its_command():
     name, handed_on = named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")
-    assert re.fullmatch(r"multirun/method-nra_triplet_data\.root-_a_b_c_seed-0_1-[0-9a-f]{8}", name)
+    assert re.fullmatch(r"multirun/method-nra_triplet_seed-0_1_data\.root-_a_b_c-[0-9a-f]{8}", name)
     assert handed_on == [f"hydra.sweep.dir='{name}'"]
     assert named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")[0] == name
     assert named("method=nra,triplet", "data.root=/a/b/c", "seed=0,1")[0] != name
