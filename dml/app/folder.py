@@ -3,10 +3,12 @@
 import fcntl
 import hashlib
 import json
+import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -14,7 +16,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dml.app.checkpoint import read_checkpoint
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
-FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
+_FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
+
+
+_PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 
 @contextmanager
@@ -28,13 +33,25 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is running in {folder}: wait for it, or give another hydra.run.dir or hydra.sweep.dir"
-            ) from None
+        deadline = time.monotonic() + _PATIENCE
+        while not _take(lock):
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"another process is running in {folder}: wait for it, or give another hydra.run.dir or "
+                    "hydra.sweep.dir"
+                )
+            time.sleep(0.1)
         yield
+
+
+def _take(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:  # a file system without locks
+        warnings.warn(f"no lock on {lock.name}: do not run two processes in this folder ({error})", stacklevel=2)
+    return True
 
 
 def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
@@ -46,10 +63,11 @@ def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     file = folder / "metrics.json"
     if not file.is_file():
         return None
-    before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    _same_settings(before, cfg, FREE - {"trainer"}, f"{folder} holds a run that")
     found = json.loads(file.read_text())
-    if found["row"]["code"] != code_version():
+    if (folder / "config.yaml").is_file():
+        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        _same_settings(before, cfg, _FREE - {"trainer"}, f"{folder} holds a run that")
+    if found["row"].get("code") != code_version():
         raise ValueError(
             f"{folder} holds a run that another version of the code finished, and it is left as it is: "
             "to run it again delete the folder, or give another hydra.run.dir or hydra.sweep.dir"
@@ -63,14 +81,21 @@ def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
     Raises:
         ValueError: there is none where cfg.resume says, it cannot be read, or its run had other settings.
     """
-    if cfg.resume is None:
-        path, said = folder / "checkpoints" / "last.ckpt", f"{folder} holds a run that"
-        if not path.is_file():
-            return None
-    else:
-        path, said = Path(cfg.resume), f"resume={cfg.resume}"
+    if cfg.resume is not None:
+        path = Path(cfg.resume)
         path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    _same_settings(read_checkpoint(path, "resume")["dml_config"], cfg, FREE, said)
+        _same_settings(read_checkpoint(path, "resume")["dml_config"], cfg, _FREE, f"resume={cfg.resume}")
+        return path
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        return None
+    before = read_checkpoint(path, "resume")["dml_config"]
+    _same_settings(before, cfg, _FREE - {"trainer"}, f"{folder} holds a run that")
+    if before.get("code") != code_version():
+        raise ValueError(
+            f"{folder} holds a run that another version of the code began, and it is left as it is: to begin again "
+            f"delete the folder, to go on with this code give resume={folder} and another hydra.run.dir"
+        )
     return path
 
 

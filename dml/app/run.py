@@ -1,5 +1,6 @@
 """run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from rich.table import Table
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
+from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
 from dml.report.figures import draw_embedding
@@ -87,6 +89,7 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
     built = build(cfg)
+    built.model.config["code"] = code  # for who resumes
     resumed = resume_point(cfg, folder)
     checkpoints = folder / "checkpoints"
     if resumed is not None and resumed.parent != checkpoints and (best := resumed.with_name("best.ckpt")).is_file():
@@ -114,9 +117,9 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
-        _write(folder / "metrics.json", metrics, _row(cfg, built, steps, chosen, code))
+        _save_picture(trainer, built, metrics, folder)
+        _write(folder / "metrics.json", metrics, _row(built, steps, chosen, code))  # last: the run is finished
         _print_table(metrics, folder)
-        _save_picture(cfg, trainer, built, metrics, folder)
     return metrics
 
 
@@ -127,7 +130,21 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
     part.replace(file)
 
 
-def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
+# Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
+_MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
+_PLACE = frozenset({"_target_", "root", "train_root", "test_root", "download"})
+
+
+def _fingerprint(source: Source) -> str:
+    """Of the classes and labels that are tested on: two folders of one name are not one data set."""
+    digest = hashlib.sha256()
+    for records in (source.test, source.gallery):
+        if records is not None:
+            digest.update("\0".join(records.class_names).encode() + records.labels.astype("<i8").tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
     """All that decides a result, for tables and for whoever compares two of them."""
     config = built.model.config
     step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
@@ -150,9 +167,10 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None, code: st
         "batch": config["sampler"]["classes_per_batch"] * config["sampler"]["samples_per_class"],
         "optimizer": config["optimizer"],
         "scheduler": config["scheduler"],
-        "precision": str(config["trainer"].get("precision", "32-true")),
+        "trainer": {key: value for key, value in config["trainer"].items() if key not in _MACHINE},
         "protocol": config["protocol"],
-        "split": {key: config["data"][key] for key in ("val_fraction", "fold", "folds") if key in config["data"]},
+        "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
+        "test": _fingerprint(built.source),
         "leaked": config["protocol"]["watch_test"],
         "seed": config["seed"],
         "steps": steps,
@@ -162,7 +180,7 @@ def _row(cfg: DictConfig, built: Built, steps: int, chosen: str | None, code: st
     }
 
 
-def _save_picture(cfg: DictConfig, trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
+def _save_picture(trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
     assert built.model.test_embeddings is not None
     embeddings, labels = built.model.test_embeddings
     if embeddings.shape[1] != 2:
@@ -202,7 +220,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
-        row = _row(trained, built, checkpoint["global_step"], None, code_version())
+        row = _row(built, checkpoint["global_step"], None, code_version())
         _write(folder / "evaluation.json", metrics, row)
         _print_table(metrics, folder)
     return metrics

@@ -10,6 +10,7 @@ product and compute anew, from differences, whatever that product rounds too muc
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -73,16 +74,36 @@ def zero(x: Tensor) -> Tensor:
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [n, k] times b [p, k] transposed, [n, p], in full float32 whatever the matmul precision is set to."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
+    with _full_float32(), torch.autocast(a.device.type, enabled=False):
         if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
             # As a 1 x 1 convolution the product reaches oneDNN, whose kernel takes half the time of MKL's on AMD.
             pixels = a.reshape(1, 1, *a.shape).permute(0, 3, 1, 2)  # channels last, and so is the result
             return F.conv2d(pixels, b[:, :, None, None])[0, :, 0, :].T
         return a @ b.T
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products without TF32 or bfloat16 inside, whichever of PyTorch's two interfaces asked for them."""
+    backends: Any = torch.backends
+    places = [getattr(backends.mkldnn, "conv", None)]
+    old: str | None = None
+    try:
+        old = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+    except RuntimeError:  # the new interface was used, and does not go with the old one
+        places += [backends.mkldnn.matmul, backends.cuda.matmul]
+    kept = [(place, place.fp32_precision) for place in places if place is not None]
+    kept = [(place, precision) for place, precision in kept if old is None or precision not in ("none", "ieee")]
+    for place, _ in kept:
+        place.fp32_precision = "ieee"
+    try:
+        yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for place, precision in kept:
+            place.fp32_precision = precision
+        if old is not None:
+            torch.set_float32_matmul_precision(old)
 
 
 def _cdist(a: Tensor, b: Tensor) -> Tensor:
@@ -123,7 +144,7 @@ def extremes(x: Tensor, labels: Tensor) -> Extremes:
     # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
     anchors = torch.nonzero((size > 1) & (size < len(x))).squeeze(1)
     find = _exactly
-    if not _is_small(x) and torch.isfinite(x).all():
+    if not _is_small(x) and _squares_fit(x):
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
         anchors = anchors[own[anchors].argsort(stable=True)]
         find = _Proposals(x, own, sizes)
@@ -133,9 +154,21 @@ def extremes(x: Tensor, labels: Tensor) -> Extremes:
     return Extremes(*(column[order] for column in columns))
 
 
+def _squares_fit(x: Tensor) -> bool:
+    """Whether squared distances neither overflow nor vanish; no for NaN."""
+    largest = (x - x.mean(dim=0)).square().sum(dim=1).amax()
+    limits = torch.finfo(x.dtype)
+    return bool((largest < limits.max / 8) & (largest > 8 * limits.tiny / limits.eps))
+
+
+def _deciding(x: Tensor) -> Tensor:
+    # float32 would decide by its last bits between members at nearly one distance; Apple's GPUs have nothing else.
+    return x if x.device.type == "mps" else x.double()
+
+
 def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Farthest positive, nearest negative, farthest and nearest [b] of the anchors [b], from all distances."""
-    x = x.double()  # float32 would decide by its last bits between members at nearly one distance
+    x = _deciding(x)
     d = _cdist(x[anchor], x)
     same = labels[anchor, None] == labels[None, :]
     self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
@@ -205,8 +238,11 @@ class _Proposals:
             # The last key first, as each sort keeps the order of the one before among equals.
             order = self.order[column].argsort()
             row, column = row[order], column[order]
-            d = torch.linalg.vector_norm(self.exact[own[row]].double() - self.exact[column].double(), dim=1)
-            order = (sign * d).argsort(stable=True)
+            parts = [
+                torch.linalg.vector_norm(_deciding(self.exact[own[row[i]]]) - _deciding(self.exact[column[i]]), dim=1)
+                for i in _pairs(self.exact, row)
+            ]
+            order = (sign * torch.cat(parts)).argsort(stable=True)
             order = order[row[order].argsort(stable=True)]
             row, column = row[order], column[order]
             first = torch.ones_like(row, dtype=torch.bool)
@@ -222,12 +258,12 @@ def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
     least = key.view(b, -1, _CHUNK).amin(dim=2) if width % _CHUNK == 0 else key
     limit = least.amin(dim=1) + slack
     row, chunk = torch.nonzero(least <= limit[:, None], as_tuple=True)
-    if len(row) > 16 * b:
+    if len(row) > 32 * b:
         return None
     size = width // least.shape[1]
     members = chunk[:, None] * size + torch.arange(size, device=key.device)
     near, place = torch.nonzero(key[row[:, None], members] <= limit[row, None], as_tuple=True)
-    return (row[near], members[near, place]) if len(near) <= 16 * b else None
+    return (row[near], members[near, place]) if len(near) <= 32 * b else None
 
 
 def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -255,7 +291,8 @@ def sum_over_rows(x: Tensor, terms: Callable[[Tensor, Tensor], Tensor], *, symme
         terms: (rows [b], squared [b, m]) -> [b], as for `rowwise`.
         symmetric: the term of a pair is the same in the rows of both, which halves the work of the gradient.
     """
-    return _SumOverRows.apply(x, terms, symmetric)
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    return _SumOverRows.apply(x if wanted else x.detach(), terms, symmetric)
 
 
 class _Rowwise(torch.autograd.Function):
@@ -272,7 +309,7 @@ class _Rowwise(torch.autograd.Function):
         into, sums = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs]
         for block in _blocks(x):
             squared = block.squared.requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
                 value = ctx.terms(block.rows, squared, *inputs)
             weight, *others = torch.autograd.grad(value, [squared, *inputs], gradient[block.rows])
             for total, other in zip(sums, others, strict=True):
@@ -305,6 +342,7 @@ class _Block(NamedTuple):
     """Some rows of the matrix of squared distances, and the entries that were computed from differences."""
 
     x: Tensor
+    centred: Tensor
     rows: Tensor
     squared: Tensor
     near: tuple[Tensor, Tensor] | None  # None: all of them
@@ -315,25 +353,28 @@ class _Block(NamedTuple):
         Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j; if symmetric, the row i gets both, from here
         and from what j's row would take from it.
         """
-        x, rows = self.x, self.rows
+        x, centred, rows = self.x, self.centred, self.rows
         weight = weight * (4 if symmetric else 2)
         if self.near is None:
-            with torch.enable_grad():
-                ends = x[rows].requires_grad_(), x.clone().requires_grad_()
-                d = _cdist(*ends)
-            first, second = torch.autograd.grad(d, ends, weight * d)
-            into[rows] += first
-            if not symmetric:
-                into += second
+            # On a GPU the gradient of cdist holds a difference for each of its distances.
+            step = max(1, _BLOCK["cuda"] // x.numel()) if x.is_cuda else len(rows)
+            for part, pulls in zip(rows.split(step), weight.split(step), strict=True):
+                with torch.enable_grad():
+                    ends = x[part].requires_grad_(), x.clone().requires_grad_()
+                    d = _cdist(*ends)
+                first, second = torch.autograd.grad(d, ends, pulls * d)
+                into[part] += first
+                if not symmetric:
+                    into += second
             return
         row, column = self.near
         near = weight[row, column]
         weight[row, column] = 0
         _pull(into, x, rows[row], column, near, both=not symmetric)
         # What is left has x_i and x_j far enough apart to be taken separately.
-        into[rows] += weight.sum(dim=1)[:, None] * x[rows] - matmul(weight, x.T)
+        into[rows] += weight.sum(dim=1)[:, None] * centred[rows] - matmul(weight, centred.T)
         if not symmetric:
-            into += weight.sum(dim=0)[:, None] * x - matmul(weight.T, x[rows].T)
+            into += weight.sum(dim=0)[:, None] * centred - matmul(weight.T, centred[rows].T)
 
 
 @torch.no_grad()
@@ -350,9 +391,9 @@ def _blocks(x: Tensor) -> Iterator[_Block]:
             if len(i) * 16 <= squared.numel():
                 for part in _pairs(x, i):
                     squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
-                yield _Block(centred, rows, squared, (i, j))
+                yield _Block(x, centred, rows, squared, (i, j))
                 continue
-        yield _Block(x, rows, _cdist(x[rows], x).square(), None)
+        yield _Block(x, centred, rows, _cdist(x[rows], x).square(), None)
 
 
 def root(squared: Tensor) -> Tensor:

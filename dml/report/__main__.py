@@ -44,7 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     if swept:
         others = [key for key in chosen.by if key != ALPHA]
         pictures.append(draw_alpha_sweep(_by_alpha(groups, others), out / "figure3.png"))
-    if all(group.dimension == 2 for group in groups):
+    if all(
+        group.dimension == 2 and (runs[0].folder / "test_embeddings.npz").is_file() for group, runs in groups.items()
+    ):
         pictures.append(draw_side_by_side(_panels(groups), out / "figure4.png"))
     print("\nFiles:", *(out / name for name in files), *pictures)
 
@@ -59,10 +61,9 @@ def _by_alpha(groups: dict[Group, list[Run]], by: list[str]) -> dict[str, dict[f
 
 
 def _panels(groups: dict[Group, list[Run]]) -> list[tuple[str, Path, float | None]]:
-    first = {group: min(runs, key=lambda run: run.row["seed"]) for group, runs in groups.items()}
     return [
-        (f"{group.label}, seed {run.row['seed']}", run.folder, run.metrics.get("test/map"))
-        for group, run in first.items()
+        (f"{group.label}, seed {runs[0].row['seed']}", runs[0].folder, runs[0].metrics.get("test/map"))
+        for group, runs in groups.items()
     ]
 
 

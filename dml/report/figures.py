@@ -87,7 +87,10 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
     best = read("figure3")["best_alpha"]
     for ax, (title, sweep) in zip(axes[2:], sweeps.items(), strict=True):
         alphas = sorted(sweep)
-        for name in (name for name in sweep[alphas[0]][0].metrics if name.startswith("test/recall@")):
+        runs = [run for alpha in alphas for run in sweep[alpha]]
+        for name in (name for name in runs[0].metrics if name.startswith("test/recall@")):
+            if any(name not in run.metrics for run in runs):
+                continue
             values = [mean_and_interval([100 * run.metrics[name] for run in sweep[alpha]]) for alpha in alphas]
             means, halves = zip(*values, strict=True)
             ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name.removeprefix("test/"))

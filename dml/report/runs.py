@@ -44,18 +44,23 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     """All finished runs in or below the folders, folder by folder in the order of paths; jobs of a sweep by number.
 
     Raises:
-        ValueError: there is none, or a metrics.json cannot be read.
+        ValueError: a folder holds none, or a metrics.json cannot be read.
     """
     runs = []
-    files = (file for folder in folders for file in sorted(folder.resolve().rglob("metrics.json"), key=_by_number))
-    for file in dict.fromkeys(files):
+    files: dict[Path, None] = {}
+    for folder in folders:
+        below = sorted(folder.resolve().rglob("metrics.json"), key=_by_number)
+        if not below:
+            raise ValueError(f"no finished run (metrics.json) in {folder}")
+        files |= dict.fromkeys(below)
+    for file in files:
         try:
             content = json.loads(file.read_text())
-            runs.append(Run(file.parent, content["metrics"], content["row"]))
+            run = Run(file.parent, content["metrics"], content["row"])
+            _ = [run.row[key] for key in ("method", "data", "dimension", "seed")]
+            runs.append(run)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not the metrics.json of a run: {error!r}") from error
-    if not runs:
-        raise ValueError(f"no finished run (metrics.json) in {', '.join(map(str, folders))}")
     return runs
 
 
@@ -66,7 +71,8 @@ def _by_number(file: Path) -> list[tuple[int, str]]:
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[Run]]:
     """Runs of one method, data set, dimension and value of each key in `by` (such as loss.mining), as they come.
 
-    A run that repeats the seed and fold of another in its group is left out: it is no further sample.
+    A run that repeats the seed and fold of another in its group is left out: it is no further sample. Where training
+    may stop early, the number of steps may differ.
 
     Raises:
         ValueError: two runs of a group differ in more than seed and fold, so a mean over them would mean nothing, or
@@ -80,14 +86,20 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[
         members = groups.setdefault(Group(run.label(by), run.row["data"], run.row["dimension"]), [])
         if members:
             _refuse_other_settings(members[0], run)
-        if all(_sample(run) != _sample(other) for other in members):
+        same = next((other for other in members if _sample(other) == _sample(run)), None)
+        if same is None:
             members.append(run)
+        elif same.row.get("code") != run.row.get("code"):
+            raise ValueError(
+                f"{same.folder} and {run.folder} are one run by two versions of the code: leave one of them out"
+            )
     return groups
 
 
 def _refuse_other_settings(first: Run, other: Run) -> None:
     a, b = first.settings, other.settings
-    free = _FREE | (_FOLD if a.get("split.fold") != b.get("split.fold") else set())
+    free = _FREE | (_FOLD if a.get("split.fold") != b.get("split.fold") else frozenset())
+    free |= {"steps"} if a.get("protocol.patience") is not None else frozenset()
     differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
     if differing:
         raise ValueError(

@@ -80,6 +80,34 @@ def test_an_unfinished_run_of_other_settings_is_not_mixed_in(tmp_path):
     assert (tmp_path / "config.yaml").read_bytes() == config
 
 
+def test_an_unfinished_run_of_other_code_goes_on_only_if_asked_to(tmp_path, monkeypatch):
+    metrics = train(tmp_path / "a").metrics
+    (tmp_path / "a" / "metrics.json").unlink()
+    monkeypatch.setattr(folders, "code_version", lambda: "another")
+    with pytest.raises(ValueError, match="another version of the code began"):
+        train(tmp_path / "a")
+    assert train(tmp_path / "b", f"resume={tmp_path / 'a'}").metrics == metrics
+
+
+def test_a_finished_run_of_before_there_were_fingerprints_is_kept(tmp_path):
+    train(tmp_path)
+    content = json.loads((tmp_path / "metrics.json").read_text())
+    del content["row"]["code"]
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="another version of the code finished"):
+        train(tmp_path)
+
+
+def test_a_run_without_its_picture_is_not_finished(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr("dml.app.run.draw_embedding", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        train(tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+    train(tmp_path)
+    assert (tmp_path / "metrics.json").exists() and (tmp_path / "embedding.png").exists()
+
+
 def test_a_run_killed_while_it_tests_only_tests_again(tmp_path):
     run = train(tmp_path)
     (tmp_path / "metrics.json").unlink()
@@ -97,7 +125,7 @@ def test_a_csv_log_survives_going_on(tmp_path):
     assert log.read_bytes() == before and before
 
 
-def test_two_processes_never_share_a_folder(tmp_path):
+def test_two_processes_never_share_a_folder(tmp_path, monkeypatch):
     code = (
         "import time; from pathlib import Path; from dml.app.folder import held\n"
         f"with held(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
@@ -105,6 +133,7 @@ def test_two_processes_never_share_a_folder(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
+        monkeypatch.setattr(folders, "_PATIENCE", 0.2)
         with pytest.raises(ValueError, match=f"another process is running in {tmp_path}"):
             train(tmp_path)
     finally:

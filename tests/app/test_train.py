@@ -22,7 +22,9 @@ def test_files_of_a_run(finished):
     assert sorted(path.name for path in (finished.folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     config = OmegaConf.load(finished.folder / "config.yaml")
     assert config.seed == 3 and config.scheduler.steps == 12 and "${" not in OmegaConf.to_yaml(config)
-    assert finished.checkpoint()["dml_config"] == OmegaConf.to_container(config)
+    carried = finished.checkpoint()["dml_config"]
+    assert carried.pop("code") == written(finished)["row"]["code"]
+    assert carried == OmegaConf.to_container(config)
     assert finished.checkpoint()["global_step"] == 12
 
     image = Image.open(finished.folder / "embedding.png")
@@ -88,7 +90,7 @@ def test_paper_protocol_evaluates_the_last_model_and_chooses_nothing(tmp_path):
     assert row["evaluated_step"] == row["steps"] == 6 and row["protocol"]["name"] == "paper" and not row["leaked"]
     assert row["train_images"] == 1347  # nothing is held out
     assert run.metrics and all(name.startswith("test/") for name in run.metrics)
-    header = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0]
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
     assert "val/" not in header and "watched_test/" not in header
 
 
@@ -97,21 +99,21 @@ def test_watching_the_test_classes_marks_the_row(tmp_path):
     assert written(run)["row"]["leaked"] is True
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert all(name.startswith("test/") for name in run.metrics)
-    header = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    header = (tmp_path / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert "watched_test/map" in header and not any(name.startswith("val/") for name in header)
 
 
 def test_cross_entropy_learns_its_sizes(tmp_path):
     run = train(tmp_path, *STEPS, "method=cross_entropy", "embedder.dim=5")
-    config = OmegaConf.load(tmp_path / "config.yaml")
-    assert (config.loss.num_classes, config.loss.embedding_dim) == (10, 5)
+    loss = written(run)["row"]["loss"]
+    assert (loss["num_classes"], loss["embedding_dim"]) == (10, 5)
     assert run.checkpoint()["state_dict"]["loss.classifier.weight"].shape == (10, 5)
     assert not (tmp_path / "embedding.png").exists()  # five dimensions are no picture
 
 
 def test_csv_logger(tmp_path):
     run = train(tmp_path, *STEPS, "logger=csv", "trainer.log_every_n_steps=1")
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     (tested,) = [row for row in rows if row["test/recall@1"]]
     assert float(tested["test/recall@1"]) == pytest.approx(run.metrics["test/recall@1"], rel=1e-6)
@@ -122,3 +124,19 @@ def test_csv_logger(tmp_path):
 def test_learning_learns(tmp_path):
     run = train(tmp_path, "trainer.max_steps=60", "trainer.val_check_interval=60", "scheduler=none")
     assert run.metrics["test/map"] > 0.45  # by chance 0.1; untrained 0.35
+
+
+def test_a_row_tells_runs_of_other_data_and_other_training_apart(tmp_path):
+    rows = {}
+    for name, override in {
+        "plain": "seed=0",
+        "split": "data.split_seed=1",
+        "interval": "trainer.val_check_interval=1",
+        "clipped": "+trainer.gradient_clip_val=0.01",
+        "threads": "threads=1",
+    }.items():
+        train(tmp_path / name, override)
+        rows[name] = json.loads((tmp_path / name / "metrics.json").read_text())["row"]
+    assert rows["split"]["test"] != rows["plain"]["test"] and rows["split"]["split"]["split_seed"] == 1
+    assert rows["interval"]["trainer"] != rows["plain"]["trainer"] != rows["clipped"]["trainer"]
+    assert rows["threads"] == rows["plain"]

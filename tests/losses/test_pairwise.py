@@ -1,5 +1,8 @@
 """The code for large batches: proposals by rounded products, decided and mended by differences, block by block."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -38,6 +41,8 @@ KINDS = {
     "every_image_twice": lambda x, centres: torch.cat([x[::2], x[::2]])[: len(x)],
     "tiny": lambda x, centres: 1e-15 * x,
     "huge": lambda x, centres: 1e15 * x,
+    "vanishing": lambda x, centres: 1e-22 * x,
+    "overflowing": lambda x, centres: 1e19 * x,
     "collapsed": lambda x, centres: x * 0 + 3,
 }
 
@@ -142,6 +147,52 @@ def test_no_block_is_larger_than_said():
     assert all(shape[0] * shape[1] <= 2000 and shape[1] == 150 for _, shape in seen)
     assert [len(rows) for rows in row_blocks(x, torch.arange(30))] == [13, 13, 4]
     assert not list(row_blocks(x, torch.arange(0)))
+
+
+def test_the_gradient_of_near_pairs_is_as_exact_as_their_distance():
+    # Coordinates around 0 whose mean is far away: moved to it they would lose the digits that tell them apart.
+    x = torch.cat([torch.zeros(60, 8), torch.full((60, 8), 2.0)])
+    x[:4] = 1e-6 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    x[60:] += torch.randn(60, 8, generator=torch.Generator().manual_seed(1))
+    x[4:60] += torch.randn(56, 8, generator=torch.Generator().manual_seed(2))
+
+    def terms(rows, squared):
+        return torch.where((rows[:, None] < 4) & (torch.arange(120) < 4), 1e12 * squared, 0).sum(dim=1)
+
+    ours, whole = x.clone().requires_grad_(), x.double().requires_grad_()
+    sum_over_rows(ours, terms).backward()
+    terms(torch.arange(120), dense(whole)).sum().backward()
+    assert (ours.grad - whole.grad)[:4].norm() <= 1e-5 * whole.grad[:4].norm()
+
+
+def test_backward_under_autocast_and_forward_without_gradient():
+    x = torch.randn(150, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tilt = torch.linspace(0, 1, 150)
+    expected = torch.autograd.grad(rowwise(x, lopsided, tilt).sum(), x)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(torch.autograd.grad(rowwise(x, lopsided, tilt).sum(), x)[0], expected)
+    value = sum_over_rows(x, lambda rows, squared: squared.sum(dim=1))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            without = sum_over_rows(x, lambda rows, squared: squared.sum(dim=1))
+        assert not without.requires_grad and without == value.detach()
+
+
+def test_a_product_is_full_float32_whatever_the_new_interface_says():
+    # In a process of its own: once the new interface is used, the old one refuses to answer.
+    code = """
+import torch
+from dml.losses.pairwise import matmul
+torch.backends.fp32_precision = torch.backends.mkldnn.conv.fp32_precision = "bf16"
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+a, b = torch.randn(64, 700), torch.randn(33, 700)
+assert (matmul(a, b).double() - a.double() @ b.double().T).abs().max() < 1e-4
+assert torch.backends.mkldnn.conv.fp32_precision == "bf16" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+"""
+    if not hasattr(torch.backends.mkldnn, "conv"):
+        pytest.skip("this PyTorch has the old interface only")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("setting", ["highest", "high", "medium"])

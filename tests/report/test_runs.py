@@ -20,7 +20,7 @@ def test_no_finished_run_names_the_folder(tmp_path):
         read_runs([tmp_path])
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"metrics": {}, "row": {"method": "nra"}}'])
 def test_a_broken_file_is_named(tmp_path, content):
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(ValueError, match=r"metrics\.json is not"):
@@ -50,6 +50,30 @@ def test_a_seed_counts_once(tmp_path, write_run):
         write_run(name, seed=seed)
     ((_, runs),) = group_runs(read_runs([tmp_path])).items()
     assert [run.folder.name for run in runs] == ["a", "b"]
+
+
+def test_one_seed_by_two_versions_of_the_code_is_refused(tmp_path, write_run):
+    write_run("a", code="one")
+    write_run("b", code="two")
+    with pytest.raises(ValueError, match=r"/a and .*/b are one run by two versions of the code"):
+        group_runs(read_runs([tmp_path]))
+
+
+def test_runs_that_stop_early_may_differ_in_their_steps(tmp_path, write_run):
+    for seed in (0, 1):
+        write_run(f"p{seed}", seed=seed, steps=100 + seed, protocol={"patience": 3})
+    assert len(group_runs(read_runs([tmp_path]))) == 1
+    for seed in (0, 1):
+        write_run(f"q{seed}", "lifted", seed=seed, steps=100 + seed, protocol={"patience": None})
+    with pytest.raises(ValueError, match="differ in steps"):
+        group_runs(read_runs([tmp_path]))
+
+
+def test_a_folder_without_a_run_among_others_is_named(tmp_path, write_run):
+    run = write_run("a")
+    (tmp_path / "typo").mkdir()
+    with pytest.raises(ValueError, match=r"no finished run.*typo"):
+        read_runs([run, tmp_path / "typo"])
 
 
 def test_folds_are_averaged_with_what_follows_from_them(tmp_path, write_run):
