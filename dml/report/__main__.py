@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
         group.dimension == 2 and (runs[0].folder / "test_embeddings.npz").is_file() for group, runs in groups.items()
     ):
         pictures.append(draw_side_by_side(_panels(groups), out / "figure4.png"))
-    print("\nFiles:", *(out / name for name in files), *pictures)
+    print(f"\nFiles in {out}:", *files, *(picture.name for picture in pictures))
 
 
 def _by_alpha(groups: dict[Group, list[Run]], by: list[str]) -> dict[str, dict[float, list[Run]]]:
