@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -34,13 +35,16 @@ def held(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("w") as lock:
         deadline = time.monotonic() + _PATIENCE
-        while not _take(lock):
+        if not (taken := _take(lock)):
+            print(f"Waiting for another process in {folder}", file=sys.stderr)
+        while not taken:
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"another process is running in {folder}: wait for it, or give another hydra.run.dir or "
                     "hydra.sweep.dir"
                 )
             time.sleep(0.1)
+            taken = _take(lock)
         yield
 
 
@@ -104,9 +108,9 @@ def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str
     assert isinstance(now, dict)
     changed = [line for key in now if key not in free for line in _differences(str(key), before.get(key), now[key])]
     if changed:
+        other = "leave out resume" if said.startswith("resume=") else "give another hydra.run.dir or hydra.sweep.dir"
         raise ValueError(
-            f"{said} was trained with other settings of {', '.join(changed)}. "
-            "Give the same command as then, or another hydra.run.dir or hydra.sweep.dir"
+            f"{said} was trained with other settings of {', '.join(changed)}. Give the same command as then, or {other}"
         )
 
 

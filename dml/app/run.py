@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -48,6 +49,9 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
         try:
             return run(cfg)
         except (ValueError, NonFiniteLossError) as error:
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                # The others go on; Hydra itself tells only of the first that failed, and at the end.
+                print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
             raise CompactHydraException(_message(error)) from error
 
     return wrapper
@@ -95,6 +99,8 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if resumed is not None and resumed.parent != checkpoints and (best := resumed.with_name("best.ckpt")).is_file():
         checkpoints.mkdir(exist_ok=True)
         shutil.copy2(best, checkpoints / "best.ckpt")
+    if resumed is not None:
+        print(f"Going on from {resumed}")
     (folder / "config.yaml").write_text(config)
     trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:

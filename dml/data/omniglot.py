@@ -10,7 +10,7 @@ from dml.data.folder import read_tree
 FOLDERS = ("images_background", "images_evaluation")
 GET = (
     "Get images_background.zip and images_evaluation.zip from https://github.com/brendenlake/omniglot (folder python) "
-    "or run: python -m dml.data.prepare omniglot root=DIR"
+    "or run: python -m dml.data.prepare omniglot root=DIR; any other tree of characters is data=folder"
 )
 
 
@@ -52,6 +52,8 @@ def _download(folder: Path, root: str) -> None:
         try:
             download_and_extract_archive(url, str(folder), filename=f"{name}.zip", md5=Omniglot.zips_md5[name])
         except (RuntimeError, OSError, BadZipFile) as error:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()  # nothing of ours stays in what may be another tree of the user's
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"data.root={root} has no folder {name}, and it could not be downloaded ({reason}). {GET}"

@@ -343,6 +343,7 @@ class _Block(NamedTuple):
 
     x: Tensor
     centred: Tensor
+    columns: Tensor  # centred transposed, [d, m]
     rows: Tensor
     squared: Tensor
     near: tuple[Tensor, Tensor] | None  # None: all of them
@@ -372,7 +373,7 @@ class _Block(NamedTuple):
         weight[row, column] = 0
         _pull(into, x, rows[row], column, near, both=not symmetric)
         # What is left has x_i and x_j far enough apart to be taken separately.
-        into[rows] += weight.sum(dim=1)[:, None] * centred[rows] - matmul(weight, centred.T)
+        into[rows] += weight.sum(dim=1)[:, None] * centred[rows] - matmul(weight, self.columns)
         if not symmetric:
             into += weight.sum(dim=0)[:, None] * centred - matmul(weight.T, centred[rows].T)
 
@@ -380,20 +381,22 @@ class _Block(NamedTuple):
 @torch.no_grad()
 def _blocks(x: Tensor) -> Iterator[_Block]:
     centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
+    columns = centred.T.contiguous()
+    minus_twice = -2 * centred
     norms = centred.square().sum(dim=1)
     # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
     share = 1e-2 if x.dtype == torch.float32 else 1e-4
     small = _is_small(x)
     for rows in row_blocks(x, torch.arange(len(x), device=x.device)):
         if not small:
-            squared = matmul(centred[rows], -2 * centred).add_(norms).add_(norms[rows, None])
+            squared = matmul(centred[rows], minus_twice).add_(norms).add_(norms[rows, None])
             i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)
             if len(i) * 16 <= squared.numel():
                 for part in _pairs(x, i):
                     squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
-                yield _Block(x, centred, rows, squared, (i, j))
+                yield _Block(x, centred, columns, rows, squared, (i, j))
                 continue
-        yield _Block(x, centred, rows, _cdist(x[rows], x).square(), None)
+        yield _Block(x, centred, columns, rows, _cdist(x[rows], x).square(), None)
 
 
 def root(squared: Tensor) -> Tensor:

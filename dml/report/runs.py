@@ -1,5 +1,6 @@
 """Reading finished runs: their metrics.json, never anything else."""
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ class Run:
     def label(self, by: Iterable[str] = ()) -> str:
         """The method's name with the values of the row's keys `by`, where it has them."""
         settings = self.settings
-        return self.row["method"] + "".join(f", {key}={settings[key]}" for key in by if key in settings)
+        shown = {key: settings[key] for key in by if key in settings}
+        # 4 and 4.0 are one value: a config file has one, a command line the other.
+        text = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
+        return self.row["method"] + "".join(f", {key}={value}" for key, value in text.items())
 
 
 class Group(NamedTuple):
@@ -49,6 +53,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = []
     files: dict[Path, None] = {}
     for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder")
         below = sorted(folder.resolve().rglob("metrics.json"), key=_by_number)
         if not below:
             raise ValueError(f"no finished run (metrics.json) in {folder}")
@@ -80,7 +86,11 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[
     """
     for key in by:
         if not any(key in run.settings for run in runs):
-            raise ValueError(f"--by {key} is no key of {runs[0].folder}: {', '.join(runs[0].settings)} are")
+            known = sorted({name for run in runs for name in run.settings})
+            near = (
+                difflib.get_close_matches(key, known) or [name for name in known if name.startswith(f"{key}.")] or known
+            )
+            raise ValueError(f"--by {key} is no key of these runs; there is {', '.join(near)}")
     groups: dict[Group, list[Run]] = {}
     for run in runs:
         members = groups.setdefault(Group(run.label(by), run.row["data"], run.row["dimension"]), [])

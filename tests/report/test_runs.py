@@ -131,3 +131,21 @@ def test_folders_come_in_the_order_given(tmp_path, write_run):
     b, a = write_run("b", seed=1), write_run("a", seed=2)
     assert [run.row["seed"] for run in read_runs([b, a])] == [1, 2]
     assert [run.row["seed"] for run in read_runs([b, tmp_path])] == [1, 2]
+
+
+def test_a_value_from_a_file_and_from_the_command_line_is_one(tmp_path, write_run):
+    write_run("a", loss={"alpha": 4.0})
+    write_run("b", loss={"alpha": 4}, seed=1)
+    assert [group.label for group in group_runs(read_runs([tmp_path]), ["loss.alpha"])] == ["nra, loss.alpha=4"]
+
+
+def test_a_misspelt_key_or_folder_is_answered_with_what_there_is(tmp_path, write_run):
+    write_run("a")
+    write_run("b", "triplet", loss={"mining": "hard", "margin": 1.0})
+    runs = read_runs([tmp_path])
+    with pytest.raises(ValueError, match=r"--by lost\.mining is no key of these runs; there is loss\.mining"):
+        group_runs(runs, ["lost.mining"])
+    with pytest.raises(ValueError, match=r"there is loss\._target_, loss\.margin, loss\.mining$"):
+        group_runs(runs, ["loss"])
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        read_runs([tmp_path / "nowhere"])
