@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, require, root, sum_over_rows, zero
+from dml.losses.pairwise import full_precision, require, root, zero
+from dml.losses.rowwise import sum_over_rows
 
 
 class ContrastiveLoss(nn.Module):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, masks, require, root, rowwise, zero
+from dml.losses.pairwise import full_precision, masks, require, root, zero
+from dml.losses.rowwise import rowwise
 
 
 class LiftedLoss(nn.Module):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distance_to, extremes, full_precision, require, zero
+from dml.losses.extremes import extremes
+from dml.losses.pairwise import distance_to, full_precision, require, zero
 
 
 def transfer(r: Tensor, alpha: float) -> Tensor:

@@ -5,7 +5,9 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distance_to, extremes, full_precision, masks, require, sum_over_rows, zero
+from dml.losses.extremes import extremes
+from dml.losses.pairwise import distance_to, full_precision, masks, require, zero
+from dml.losses.rowwise import sum_over_rows
 
 
 class TripletLoss(nn.Module):

@@ -6,8 +6,11 @@ import sys
 import pytest
 import torch
 
+from dml.losses import extremes as mining
 from dml.losses import pairwise
-from dml.losses.pairwise import distance_to, extremes, matmul, root, row_blocks, rowwise, sum_over_rows
+from dml.losses.extremes import extremes
+from dml.losses.pairwise import distance_to, matmul, root, row_blocks
+from dml.losses.rowwise import rowwise, sum_over_rows
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +66,7 @@ def test_a_row_in_question_is_decided_and_not_computed_whole(monkeypatch):
     def whole(*_):
         raise AssertionError
 
-    monkeypatch.setattr(pairwise, "_exactly", whole)
+    monkeypatch.setattr(mining, "_exactly", whole)
     x = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
     x[100:] = x[:100]  # each distance comes twice
     labels = torch.arange(200) % 100 // 4
@@ -182,7 +185,9 @@ def test_a_product_is_full_float32_whatever_the_new_interface_says():
     # In a process of its own: once the new interface is used, the old one refuses to answer.
     code = """
 import torch
-from dml.losses.pairwise import matmul
+from dml.losses.extremes import extremes
+from dml.losses.pairwise import distance_to, matmul, root, row_blocks
+from dml.losses.rowwise import rowwise, sum_over_rows
 torch.backends.fp32_precision = torch.backends.mkldnn.conv.fp32_precision = "bf16"
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 a, b = torch.randn(64, 700), torch.randn(33, 700)
