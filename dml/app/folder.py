@@ -18,8 +18,6 @@ from dml.app.checkpoint import read_checkpoint
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
-
-
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 

@@ -160,10 +160,10 @@ def pair_blocks(x: Tensor, first: Tensor) -> Iterator[slice]:
 def pull(into: Tensor, x: Tensor, first: Tensor, second: Tensor, weight: Tensor, *, both: bool = True) -> Tensor:
     """Add weight [v] * (x[first] - x[second]) to the rows `first` of `into`; if both, take it from `second`."""
     for part in pair_blocks(x, first):
-        pull = (x[first[part]] - x[second[part]]).mul_(weight[part, None])
-        into.index_add_(0, first[part], pull)
+        weighted = (x[first[part]] - x[second[part]]).mul_(weight[part, None])
+        into.index_add_(0, first[part], weighted)
         if both:
-            into.index_add_(0, second[part], pull, alpha=-1)
+            into.index_add_(0, second[part], weighted, alpha=-1)
     return into
 
 
