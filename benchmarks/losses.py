@@ -22,8 +22,8 @@ from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.npair import NPairLoss
 from dml.losses.nra import NRALoss, transfer
-from dml.losses.pairwise import matmul
 from dml.losses.triplet import TripletLoss
+from dml.products import matmul
 
 Case = Callable[[Tensor, Tensor], Tensor]
 PER_CLASS = 4

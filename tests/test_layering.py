@@ -11,6 +11,8 @@ PARTS = ("models", "losses", "samplers", "retrieval", "data")
 # Package of dml -> the packages of dml that its files may import.
 INSIDE: dict[str, set[str]] = {
     **{part: {part} for part in PARTS},
+    "losses": {"losses", "products"},
+    "retrieval": {"retrieval", "products"},
     "report": {"report"},
     "engine": {"engine"},
     "app": {*PARTS, "report", "engine", "app"},

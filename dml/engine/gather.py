@@ -1,13 +1,11 @@
 """The only file that speaks torch.distributed. Without a process group every function is the identity."""
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-T = TypeVar("T")
 
 
 def _distributed() -> bool:
@@ -54,17 +52,15 @@ def gather_rows(x: Tensor) -> Tensor:
     return torch.cat(_gather_rows(x)) if _distributed() else x
 
 
-def on_first_rank(compute: Callable[[], T]) -> T:
-    """Compute on rank 0 and hand the result to all ranks; an error there is raised on all of them."""
+def processes() -> tuple[int, int]:
+    """This process and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+
+
+def add_over_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
+    """The sum of an array of all ranks, carried over the device that the ranks talk by."""
     if not _distributed():
-        return compute()
-    box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            box[0] = compute()
-        except Exception as error:
-            box[1] = error
-    dist.broadcast_object_list(box, src=0)
-    if box[1] is not None:
-        raise box[1]
-    return box[0]
+        return values
+    total = torch.as_tensor(values, device=device)
+    dist.all_reduce(total)
+    return total.numpy(force=True)

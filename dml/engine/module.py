@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from dml.engine.gather import gather_batch, gather_rows, on_first_rank
+from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
+from dml.engine.progress import StepProgressBar
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
 
@@ -22,7 +23,7 @@ class MetricLearner(pl.LightningModule):
     Args:
         embedder: images -> embeddings [B, D].
         loss: (embeddings [m, D], labels [m]) -> scalar; its own weights, if any, are trained too.
-        evaluator: (embeddings, labels, gallery=..., gallery_labels=...) -> dict of floats.
+        evaluator: (embeddings, labels, gallery=, gallery_labels=, share=, add_up=, progress=) -> dict of floats.
         optimizer: factory, parameters -> optimiser.
         scheduler: factory, optimiser -> learning rate scheduler, stepped after every batch; None: constant rate.
         config: plain data that checkpoints carry, to rebuild all this.
@@ -99,26 +100,38 @@ class MetricLearner(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Evaluate what was collected, as test/..."""
-        self.test_embeddings, self.test_metrics = self._evaluate("test")
+        (embeddings, labels), self.test_metrics = self._evaluate("test")
+        self.test_embeddings = embeddings.cpu(), labels.cpu()
 
     def _collect(self, batch: Batch, loader: int) -> None:
         images, labels, index = batch
-        self._seen.setdefault(loader, []).append((self(images).float().cpu(), labels.cpu(), index.cpu()))
+        self._seen.setdefault(loader, []).append((self(images).float(), labels, index))
 
     def _evaluate(self, stage: str) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
         sides = []
         for loader in sorted(self._seen):
             # Each rank saw its share; put together in the order of the records, as one process sees them.
-            parts = [gather_rows(torch.cat(column).to(self.device)) for column in zip(*self._seen[loader], strict=True)]
-            embeddings, labels, index = (part.cpu() for part in parts)
+            columns = zip(*self._seen[loader], strict=True)
+            embeddings, labels, index = (gather_rows(torch.cat(column)) for column in columns)
             order = index.argsort()
             sides.append((embeddings[order], labels[order]))
         self._seen.clear()
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
-        metrics = on_first_rank(lambda: self.evaluator(*queries, gallery=gallery[0], gallery_labels=gallery[1]))
+        metrics = self.evaluator(
+            *queries,
+            gallery=gallery[0],
+            gallery_labels=gallery[1],
+            share=processes(),
+            add_up=lambda values: add_over_ranks(values, self.device),
+            progress=self._show_clustering,
+        )
         metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
         self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
         return queries, metrics
+
+    def _show_clustering(self, done: int, of: int) -> None:
+        if isinstance(bar := self.trainer.progress_bar_callback, StepProgressBar):
+            bar.show("Clustering", done, of)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the config beside the weights."""

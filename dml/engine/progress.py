@@ -9,6 +9,10 @@ from pytorch_lightning.callbacks import RichProgressBar
 class StepProgressBar(RichProgressBar):
     """Lightning's rich bar, counting to trainer.max_steps: an epoch of group sampling is a few seconds."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, Any] = {}
+
     @property
     def total_train_batches(self) -> int:
         """Steps of the whole run."""
@@ -32,3 +36,14 @@ class StepProgressBar(RichProgressBar):
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return items
+
+    def show(self, description: str, done: int, of: int) -> None:
+        """A bar of its own for work within a step, which goes when all is done."""
+        if self.progress is None or not self.is_enabled:
+            return
+        if description not in self._shown:
+            self._shown[description] = self._add_task(of, description)
+        task = self._shown[description]
+        self.progress.update(task, completed=done, refresh=True)
+        if done == of:
+            self.progress.remove_task(self._shown.pop(description))

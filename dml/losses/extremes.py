@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dml.losses.pairwise import exact_distances, is_small, matmul, pair_blocks, row_blocks
+from dml.losses.pairwise import exact_distances, is_small, pair_blocks, row_blocks
+from dml.products import matmul
 
 _CHUNK = 128  # columns whose least entry is looked at before any of them
 

@@ -1,4 +1,4 @@
-"""What all losses over a batch share: distances with gradient, masks without self, blocks of rows, full precision.
+"""What all losses over a batch share: distances with gradient, masks without self, blocks of rows.
 
 Shapes: m embeddings of d dimensions in a batch; `x` is [m, d], a mask or distance matrix [m, m] with anchors as rows.
 
@@ -10,13 +10,11 @@ compute anew, from differences, whatever that product rounds too much to decide.
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 _BLOCK = {"cpu": 2**21, "cuda": 2**26}  # entries of the distance matrix held at a time; on a CPU they stay in its cache
 _SMALL = 2**19  # coordinate differences that are computed sooner than a product is mended
@@ -69,40 +67,6 @@ def zero(x: Tensor) -> Tensor:
     NaN stays NaN, so a broken network is not taken for a batch that has nothing to teach.
     """
     return (x * 0).sum()
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a [n, k] times b [p, k] transposed, [n, p], in full float32 whatever the matmul precision is set to."""
-    with _full_float32(), torch.autocast(a.device.type, enabled=False):
-        if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-            # As a 1 x 1 convolution the product reaches oneDNN, whose kernel takes half the time of MKL's on AMD.
-            pixels = a.reshape(1, 1, *a.shape).permute(0, 3, 1, 2)  # channels last, and so is the result
-            return F.conv2d(pixels, b[:, :, None, None])[0, :, 0, :].T
-        return a @ b.T
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Products without TF32 or bfloat16 inside, whichever of PyTorch's two interfaces asked for them."""
-    backends: Any = torch.backends
-    places = [getattr(backends.mkldnn, "conv", None)]
-    old: str | None = None
-    try:
-        old = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-    except RuntimeError:  # the new interface was used, and does not go with the old one
-        places += [backends.mkldnn.matmul, backends.cuda.matmul]
-    kept = [(place, place.fp32_precision) for place in places if place is not None]
-    kept = [(place, precision) for place, precision in kept if old is None or precision not in ("none", "ieee")]
-    for place, _ in kept:
-        place.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        for place, precision in kept:
-            place.fp32_precision = precision
-        if old is not None:
-            torch.set_float32_matmul_precision(old)
 
 
 def exact_distances(a: Tensor, b: Tensor) -> Tensor:

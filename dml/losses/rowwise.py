@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dml.losses.pairwise import block_entries, exact_distances, is_small, matmul, pair_blocks, pull, row_blocks
+from dml.losses.pairwise import block_entries, exact_distances, is_small, pair_blocks, pull, row_blocks
+from dml.products import matmul
 
 
 def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -1,15 +1,25 @@
 """Embeddings and labels -> a flat dict of retrieval metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dml.retrieval import metrics as m
-from dml.retrieval.search import nearest, positive_ranks
+from dml.retrieval.ranks import positive_counts, positive_ranks
+from dml.retrieval.search import searched_ranks
+from dml.retrieval.tiles import squared_distances
 
-METRICS = ("recall", "map@r", "r_precision", "map", "nmi")
+OF_RANKS = {
+    "map@r": m.map_at_r,
+    "r_precision": m.r_precision,
+    "map": m.mean_average_precision,
+    "mrr": m.mean_reciprocal_rank,
+}
+METRICS = ("recall", *OF_RANKS, "nmi")
+BACKENDS = ("ranks", "faiss")
 
 
 class Evaluator:
@@ -17,22 +27,32 @@ class Evaluator:
 
     Each item is searched among the others; with `gallery` and `gallery_labels`, each query among the gallery.
     Distances are Euclidean and exact. A query itself is excluded by its index. Ties: of two equally near items the one
-    with the lower index comes first, on every backend.
+    with the lower index comes first, on every backend and device.
     A query without positive (the only image of its class) counts as a miss in Recall@K, and the other rank metrics
     leave it out; in the gallery of the other queries, and among what NMI clusters, it stays.
 
     Args:
         ks: the Ks of Recall@K.
-        metrics: which of recall, map@r, r_precision, map, nmi.
+        metrics: which of recall, map@r, r_precision, map, mrr, nmi.
         normalize: L2-normalise the embeddings first, as the paper does for testing.
+        backend: ranks counts what comes before each positive (ranks.py); faiss looks positives up in lists of
+            neighbours. The numbers are the same.
+        nmi_restarts, nmi_seed: of the k-means clustering that NMI compares with the classes.
 
     Raises:
-        ValueError: an unknown metric, a K below 1 or beyond the gallery, embeddings that are not finite or do not fit
-            the labels, no query with a positive.
+        ValueError: an unknown metric or backend, a K below 1 or beyond the gallery, embeddings that are not finite or
+            do not fit the labels, no query with a positive.
     """
 
     def __init__(
-        self, *, ks: Sequence[int] = (1, 2, 4, 8), metrics: Sequence[str] = METRICS, normalize: bool = True
+        self,
+        *,
+        ks: Sequence[int] = (1, 2, 4, 8),
+        metrics: Sequence[str] = METRICS,
+        normalize: bool = True,
+        backend: str = "ranks",
+        nmi_restarts: int = 3,
+        nmi_seed: int = 0,
     ) -> None:
         for name in metrics:
             if name not in METRICS:
@@ -43,57 +63,77 @@ class Evaluator:
             isinstance(ks, Sequence) and ks and all(isinstance(k, int) and k >= 1 for k in ks)
         ):
             raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers from 1 on")
+        if backend not in BACKENDS:
+            raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
+        if nmi_restarts < 1:
+            raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
         self.ks, self.metrics, self.normalize = tuple(ks), tuple(metrics), normalize
+        self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
 
     def __call__(
-        self, embeddings: Any, labels: Any, *, gallery: Any = None, gallery_labels: Any = None
+        self,
+        embeddings: Any,
+        labels: Any,
+        *,
+        gallery: Any = None,
+        gallery_labels: Any = None,
+        share: tuple[int, int] = (0, 1),
+        add_up: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+        progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> dict[str, float]:
-        """Evaluate arrays or tensors; see the class."""
-        x, y = self._prepare(embeddings, labels)
-        if gallery is None:
-            g, g_labels, own = x, y, np.arange(len(x))
-        else:
-            g, g_labels = self._prepare(gallery, gallery_labels)
-            own = None
-        classes, counts = np.unique(g_labels, return_counts=True)
-        place = np.searchsorted(classes, y).clip(max=len(classes) - 1)
-        relevant = np.where(classes[place] == y, counts[place], 0) - (own is not None)
-        if not (relevant > 0).any():
-            raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
+        """Evaluate arrays or tensors; see the class.
 
+        Args:
+            embeddings: [N, D], on the device that is to do the work. labels: [N].
+            gallery, gallery_labels: where to search, if not among the others.
+            share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
+            add_up: adds an array of all processes up.
+            progress: of the clustering, which takes longest: is told how many iterations of how many are done.
+        """
+        x, y = self._prepare(embeddings, labels)
+        g, g_labels = (None, None) if gallery is None else self._prepare(gallery, gallery_labels)
+        available = len(x) - 1 if g is None else len(g)
+        if "recall" in self.metrics and max(self.ks) > available:
+            raise ValueError(f"evaluator.ks asks for {max(self.ks)} neighbours, but a query can have 1 to {available}")
+        positives = positive_counts(y, g_labels)
+        if not positives.any():
+            raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
-        need = max(self.ks) if "recall" in self.metrics else 0
-        if {"map@r", "r_precision"} & set(self.metrics):
-            need = max(need, int(relevant.max()))
-        if need:
-            neighbours, _ = nearest(x, g, need, own)
-            hits = g_labels[neighbours] == y[:, None]
-            if "recall" in self.metrics:
-                results.update({f"recall@{k}": m.recall_at_k(hits, k) for k in self.ks})
-            if "map@r" in self.metrics:
-                results["map@r"] = m.map_at_r(hits, relevant)
-            if "r_precision" in self.metrics:
-                results["r_precision"] = m.r_precision(hits, relevant)
-        if "map" in self.metrics:
-            results["map"] = m.mean_average_precision(positive_ranks(x, y, g, g_labels, own))
+        if wanted := set(self.metrics) - {"nmi"}:
+            if self.backend == "ranks":
+                only = wanted <= {"recall", "mrr"}
+                ranks = positive_ranks(x, y, g, g_labels, nearest_only=only, share=share, add_up=add_up)
+            else:
+                depth = None if wanted & {"map", "mrr"} else max(*self.ks, int(positives.max()))
+                ranks = searched_ranks(_numpy(x), y, None if g is None else _numpy(g), g_labels, depth=depth)
+            if "recall" in wanted:
+                results.update({f"recall@{k}": m.recall_at_k(ranks, k) for k in self.ks})
+            results.update({name: metric(ranks) for name, metric in OF_RANKS.items() if name in wanted})
         if "nmi" in self.metrics:
-            results["nmi"] = m.nmi(x, y)
+            # One process clusters; what the others add is nothing.
+            value = m.nmi(_numpy(x), y, self.nmi_seed, self.nmi_restarts, progress) if share[0] == 0 else 0.0
+            results["nmi"] = float(add_up(np.array([value]))[0])
         return results
 
-    def _prepare(self, embeddings: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-        x = _to_numpy(embeddings).astype(np.float32, copy=False)
-        y = _to_numpy(labels)
+    def _prepare(self, embeddings: Any, labels: Any) -> tuple[Tensor, np.ndarray]:
+        x = torch.as_tensor(embeddings).detach().to(torch.float32)
+        y = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
-            raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {x.shape} and {y.shape}")
-        if not np.isfinite(x).all():
-            raise ValueError(f"{int((~np.isfinite(x)).any(axis=1).sum())} of {len(x)} embeddings are NaN or infinite")
-        if self.normalize:
-            x = x / np.linalg.norm(x, axis=1, keepdims=True).clip(min=1e-12)
-        return x, y
+            raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {tuple(x.shape)} and {y.shape}")
+        broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in x.split(1024))
+        if broken:
+            raise ValueError(f"{broken} of {len(x)} embeddings are NaN or infinite")
+        return _normalized(x) if self.normalize else x, y
 
 
-def _to_numpy(values: Any) -> np.ndarray:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
+def _normalized(x: Tensor) -> Tensor:
+    """Rows of length 1, by float64 steps that give the same bits on every device."""
+    normalized = torch.empty_like(x)
+    for part, into in zip(x.split(1024), normalized.split(1024), strict=True):
+        lengths = squared_distances(part, torch.zeros_like(part)).sqrt()
+        into.copy_(part / lengths.clamp(min=1e-12)[:, None])
+    return normalized
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.numpy(force=True)

@@ -38,7 +38,7 @@ def test_files_of_a_run(finished):
 def test_metrics_of_a_run(finished):
     metrics = written(finished)["metrics"]
     assert metrics == finished.metrics
-    names = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "map", "nmi")
+    names = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "map", "mrr", "nmi")
     assert set(metrics) == {"val/map", *(f"test/{name}" for name in names)}
     assert all(0 <= value <= 1 for value in metrics.values())
 

@@ -85,7 +85,8 @@ def test_the_evaluator_sees_every_image_once_in_order(tmp_path):
 
     (validation, labels, no_gallery), (queries, query_labels, gallery) = learner.evaluator.calls
     assert labels.tolist() == records(11, 1).labels.tolist() and len(validation) == 11
-    assert no_gallery == {"gallery": None, "gallery_labels": None}
+    assert no_gallery["gallery"] is None and no_gallery["gallery_labels"] is None
+    assert gallery["share"] == (0, 1)
     torch.testing.assert_close(validation, embedded(records(11, 1)))
     torch.testing.assert_close(queries, embedded(records(9, 2)))
     torch.testing.assert_close(gallery["gallery"], embedded(records(6, 3)))

@@ -1,15 +1,12 @@
 """The code for large batches: proposals by rounded products, decided and mended by differences, block by block."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from dml.losses import extremes as mining
 from dml.losses import pairwise
 from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, matmul, root, row_blocks
+from dml.losses.pairwise import distance_to, root, row_blocks
 from dml.losses.rowwise import rowwise, sum_over_rows
 
 
@@ -179,36 +176,3 @@ def test_backward_under_autocast_and_forward_without_gradient():
         with mode():
             without = sum_over_rows(x, lambda rows, squared: squared.sum(dim=1))
         assert not without.requires_grad and without == value.detach()
-
-
-def test_a_product_is_full_float32_whatever_the_new_interface_says():
-    # In a process of its own: once the new interface is used, the old one refuses to answer.
-    code = """
-import torch
-from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, matmul, root, row_blocks
-from dml.losses.rowwise import rowwise, sum_over_rows
-torch.backends.fp32_precision = torch.backends.mkldnn.conv.fp32_precision = "bf16"
-torch.backends.cuda.matmul.fp32_precision = "tf32"
-a, b = torch.randn(64, 700), torch.randn(33, 700)
-assert (matmul(a, b).double() - a.double() @ b.double().T).abs().max() < 1e-3
-assert torch.backends.mkldnn.conv.fp32_precision == "bf16" and torch.backends.cuda.matmul.fp32_precision == "tf32"
-"""
-    if not hasattr(torch.backends.mkldnn, "conv"):
-        pytest.skip("this PyTorch has the old interface only")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
-def test_a_product_is_full_float32_whatever_is_set(setting):
-    a, b = torch.randn(64, 700), torch.randn(33, 700)
-    kept = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(setting)
-    try:
-        product = matmul(a, b)
-        assert torch.get_float32_matmul_precision() == setting
-    finally:
-        torch.set_float32_matmul_precision(kept)
-    assert product.is_contiguous()
-    assert (product.double() - a.double() @ b.double().T).abs().max() < 1e-3

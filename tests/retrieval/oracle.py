@@ -53,7 +53,7 @@ def ranks(order, query_labels, gallery_labels):
 def scores(order, query_labels, gallery_labels, ks):
     """All rank metrics, query by query."""
     recalled = {k: [] for k in ks}
-    precisions, averages_at_r, averages = [], [], []
+    precisions, averages_at_r, averages, reciprocal = [], [], [], []
     for row, label in zip(order, query_labels, strict=True):
         hits = [bool(gallery_labels[i] == label) for i in row]
         for k in ks:
@@ -64,6 +64,7 @@ def scores(order, query_labels, gallery_labels, ks):
         precision_at = [sum(hits[: i + 1]) / (i + 1) for i in range(len(hits))]
         precisions.append(sum(hits[:r]) / r)
         averages_at_r.append(sum(precision_at[i] for i in range(r) if hits[i]) / r)
+        reciprocal.append(1 / (1 + hits.index(True)))
         averages.append(sum(precision_at[i] for i in range(len(hits)) if hits[i]) / r)
 
     def mean(values):
@@ -74,4 +75,5 @@ def scores(order, query_labels, gallery_labels, ks):
         "map@r": mean(averages_at_r),
         "r_precision": mean(precisions),
         "map": mean(averages),
+        "mrr": mean(reciprocal),
     }

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from dml.retrieval import metrics
-from dml.retrieval.evaluator import METRICS, Evaluator
+from dml.retrieval.evaluator import BACKENDS, METRICS, Evaluator
 from tests.retrieval import oracle
 
 KS = (1, 2, 5)
-RANKED = ("recall", "map@r", "r_precision", "map")
+RANKED = ("recall", "map@r", "r_precision", "map", "mrr")
 
 
 @pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])
@@ -81,6 +81,7 @@ def test_by_hand():
             "map@r": (0.5 + 0.5 + 0 + 0 + 0) / 5,
             "r_precision": (0.5 + 0.5 + 0 + 0 + 0) / 5,
             "map": ((1 + 2 / 3) / 2 * 2 + (1 / 3 + 2 / 4) / 2 + 1 / 4 + 1 / 3) / 5,
+            "mrr": (1 + 1 + 1 / 3 + 1 / 4 + 1 / 3) / 5,
         },
         rel=1e-12,
     )
@@ -90,7 +91,8 @@ def test_the_only_image_of_a_class_is_a_miss_as_a_query_and_stays_in_the_gallery
     # On a line: class 0 at 0 and 1, class 1 alone between them, the nearest of both.
     x, y = np.array([[0.0], [1.0], [0.4]]), [0, 0, 1]
     result = Evaluator(ks=(1, 2), metrics=RANKED, normalize=False)(x, y)
-    assert result == {"recall@1": 0, "recall@2": pytest.approx(2 / 3), "map@r": 0, "r_precision": 0, "map": 0.5}
+    found = {"recall@1": 0, "recall@2": pytest.approx(2 / 3), "map@r": 0, "r_precision": 0, "map": 0.5, "mrr": 0.5}
+    assert result == found
     without = Evaluator(ks=(1,), metrics=RANKED, normalize=False)(x[:2], y[:2])
     assert set(without.values()) == {1.0}
 
@@ -111,11 +113,37 @@ def test_zero_embeddings_can_be_normalised():
 def test_all_metrics_in_their_order_and_only_those_asked_for():
     x, y = oracle.embeddings_and_labels("random", 60, 4, 5)
     everything = Evaluator()(x, y)
-    assert list(everything) == ["recall@1", "recall@2", "recall@4", "recall@8", "map@r", "r_precision", "map", "nmi"]
+    recalls = ["recall@1", "recall@2", "recall@4", "recall@8"]
+    assert list(everything) == [*recalls, "map@r", "r_precision", "map", "mrr", "nmi"]
     assert all(0 <= value <= 1 for value in everything.values())
     for name in METRICS:
         keys = [key for key in everything if key == name or (name == "recall" and key.startswith("recall@"))]
         assert Evaluator(metrics=(name,))(x, y) == {key: everything[key] for key in keys}
+
+
+@pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])
+@pytest.mark.parametrize("gallery", [False, True])
+def test_both_backends_give_the_same_numbers(kind, gallery):
+    x, y = oracle.embeddings_and_labels(kind, 90, 3, 8)
+    given = {"gallery": x[:70], "gallery_labels": y[:70]} if gallery else {}
+    for names in (RANKED, ("recall",), ("r_precision", "map@r"), ("recall", "map@r"), ("mrr",)):
+        counted, searched = (Evaluator(ks=KS, metrics=names, backend=backend)(x, y, **given) for backend in BACKENDS)
+        assert counted == searched
+
+
+def test_processes_share_the_work(monkeypatch):
+    from dml.retrieval import ranks
+
+    monkeypatch.setattr(ranks, "_TILE", {"cpu": 16})
+    x, y = oracle.embeddings_and_labels("grid", 90, 3, 8)
+    evaluator = Evaluator()
+    parts = [[], [], []]
+    for process in range(3):  # each alone first, to see what it adds
+        evaluator(x, y, share=(process, 3), add_up=lambda each, own=parts[process]: own.append(each) or each)
+    totals = [sum(each) for each in zip(*parts, strict=True)]
+    for process in range(3):
+        given = iter(totals)
+        assert evaluator(x, y, share=(process, 3), add_up=lambda each, given=given: next(given)) == evaluator(x, y)
 
 
 def test_nmi_is_that_of_the_normalised_embeddings():
@@ -163,6 +191,8 @@ def test_two_calls_agree():
         ({"ks": (1, 1.5)}, r"evaluator\.ks=\(1, 1\.5\) is not possible"),
         ({"ks": ("a",)}, r"evaluator\.ks\b"),
         ({"ks": 5}, r"evaluator\.ks=5 is not possible"),
+        ({"backend": "pytorch"}, r"evaluator\.backend=pytorch is not possible: .*ranks, faiss"),
+        ({"nmi_restarts": 0}, r"evaluator\.nmi_restarts=0 is not possible"),
     ],
 )
 def test_impossible_options_are_refused(options, key):

@@ -4,61 +4,50 @@ import numpy as np
 import pytest
 
 from dml.retrieval import metrics as m
+from dml.retrieval.ranks import Ranks
 
-HITS = np.array(
-    [
-        [1, 0, 1, 0],
-        [0, 1, 1, 1],
-        [0, 0, 0, 1],
-        [0, 0, 0, 0],
-    ],
-    dtype=bool,
-)
-RELEVANT = np.array([2, 3, 1, 0])  # the last query has no positive
+
+def ranks(*queries):
+    return Ranks(np.array([rank for query in queries for rank in query]), np.array([len(query) for query in queries]))
+
+
+FOUR = ranks([0, 2], [1, 2, 3], [3], [])  # the last query has no positive
 
 
 @pytest.mark.parametrize(("k", "expected"), [(1, 1 / 4), (2, 2 / 4), (3, 2 / 4), (4, 3 / 4)])
 def test_recall_counts_a_query_without_positive_as_a_miss(k, expected):
-    assert m.recall_at_k(HITS, k) == expected
+    assert m.recall_at_k(FOUR, k) == expected
 
 
 def test_r_precision_leaves_out_queries_without_positive():
-    assert m.r_precision(HITS, RELEVANT) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3, rel=1e-12)
+    assert m.r_precision(FOUR) == pytest.approx((1 / 2 + 2 / 3 + 0) / 3, rel=1e-12)
 
 
 def test_map_at_r_leaves_out_queries_without_positive():
     # Among the R nearest: precision 1 at the first; 1/2 and 2/3 at the second and third; none.
-    assert m.map_at_r(HITS, RELEVANT) == pytest.approx((1 / 2 + (1 / 2 + 2 / 3) / 3 + 0) / 3, rel=1e-12)
+    assert m.map_at_r(FOUR) == pytest.approx((1 / 2 + (1 / 2 + 2 / 3) / 3 + 0) / 3, rel=1e-12)
 
 
 def test_map_at_r_of_the_reality_checks_table():
     # Musgrave et al. 2020, figure 2: ten items of each class; R-precision cannot tell the first two apart, MAP@R can.
-    hits = np.zeros((3, 10), dtype=bool)
-    hits[0, 0] = True
-    hits[1, 9] = True
-    hits[2, :2] = True
-    r = np.full(1, 10)
-    assert [m.r_precision(row[None], r) for row in hits] == pytest.approx([0.1, 0.1, 0.2])
-    assert [m.map_at_r(row[None], r) for row in hits] == pytest.approx([0.1, 0.01, 0.2])
+    first, last, two = (ranks([*found, *range(100, 110 - len(found))]) for found in ([0], [9], [0, 1]))
+    assert [m.r_precision(each) for each in (first, last, two)] == pytest.approx([0.1, 0.1, 0.2])
+    assert [m.map_at_r(each) for each in (first, last, two)] == pytest.approx([0.1, 0.01, 0.2])
 
 
-def test_neighbours_beyond_r_do_not_count():
-    more = np.hstack([HITS, np.ones((4, 3), dtype=bool)])
-    assert m.r_precision(more, RELEVANT) == m.r_precision(HITS, RELEVANT)
-    assert m.map_at_r(more, RELEVANT) == m.map_at_r(HITS, RELEVANT)
+def test_mean_average_precision_looks_at_the_whole_ranking():
+    assert m.mean_average_precision(ranks([0, 2], [], [4])) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 5) / 2, rel=1e-12)
 
 
-def test_mean_average_precision():
-    ranks = [np.array([0, 2]), np.array([], dtype=np.int64), np.array([4])]
-    assert m.mean_average_precision(ranks) == pytest.approx(((1 + 2 / 3) / 2 + 1 / 5) / 2, rel=1e-12)
+def test_mean_reciprocal_rank_looks_at_the_nearest_positive():
+    assert m.mean_reciprocal_rank(ranks([0, 2], [], [4], [1, 2])) == pytest.approx((1 + 1 / 5 + 1 / 2) / 3, rel=1e-12)
 
 
 def test_perfect_and_worst():
-    perfect, worst = np.ones((3, 2), dtype=bool), np.zeros((3, 2), dtype=bool)
-    relevant = np.full(3, 2)
-    for hits, expected in ((perfect, 1.0), (worst, 0.0)):
-        assert m.recall_at_k(hits, 1) == m.r_precision(hits, relevant) == m.map_at_r(hits, relevant) == expected
-    assert m.mean_average_precision([np.array([0, 1, 2])]) == 1.0
+    perfect, worst = ranks([0, 1], [0, 1]), ranks([8, 9], [8, 9])
+    for found, expected in ((perfect, 1.0), (worst, 0.0)):
+        assert m.recall_at_k(found, 1) == m.r_precision(found) == m.map_at_r(found) == expected
+    assert m.mean_average_precision(perfect) == m.mean_reciprocal_rank(perfect) == 1.0
 
 
 def test_nmi_of_separated_clusters_is_one():
@@ -108,3 +97,27 @@ def test_nmi_of_one_class_and_of_identical_embeddings():
     rng = np.random.default_rng(0)
     assert m.nmi(rng.standard_normal((20, 3)), np.zeros(20)) == 1.0
     assert m.nmi(np.ones((20, 3)), np.arange(20) % 2) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_nmi_keeps_the_best_of_its_restarts_and_tells_how_far_it_is():
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((300, 2)), rng.integers(0, 9, 300)
+    told = []
+    values = {restarts: m.nmi(x, labels, 3, restarts, lambda *done: told.append(done)) for restarts in (1, 2, 6)}
+    assert told == [(i, n) for n in (20, 40, 120) for i in range(1, n + 1)]
+    alone = [m.nmi(x, labels, 3 + 20 * restart, 1) for restart in range(6)]
+    assert values[1] == alone[0] and values[2] in alone[:2] and values[6] in alone and len(set(alone)) > 1
+
+
+def test_nmi_clusters_as_well_as_faiss_does_in_one_go():
+    import faiss
+    from sklearn.metrics import normalized_mutual_info_score
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 30, 2000)
+    x = (rng.standard_normal((30, 8))[labels] + 0.5 * rng.standard_normal((2000, 8))).astype(np.float32)
+    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    kmeans = faiss.Kmeans(8, 30, niter=20, seed=0, init_method=start, max_points_per_centroid=2000)
+    kmeans.train(x)
+    whole = normalized_mutual_info_score(labels, kmeans.index.search(x, 1)[1][:, 0])
+    assert m.nmi(x, labels, 0, 1) == pytest.approx(whole, abs=1e-3)

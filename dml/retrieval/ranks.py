@@ -1,0 +1,181 @@
+"""Exact ranks of every query's positives, counted in tiles of the distance matrix: all rank metrics follow from them.
+
+No list of neighbours is made. The rank of a positive is the number of gallery items that come before it: the nearer
+ones, and of equally near ones those with a lower index. Distances are Euclidean, in float64 from differences of the
+embeddings as they came. A float32 product of a tile of queries and a tile of the gallery decides nearly all
+comparisons; what its rounding (bounded by the dimension and the norms) leaves open is decided by a float64 product where
+it is much, and by the differences in the end. Where items are searched among each other, a tile serves its rows and its
+columns.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dml.retrieval.tiles import Place, Side, Tile, above, between, rounding, similarities, squared_distances
+
+_TILE = {"cpu": 1024, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
+_AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
+_MANY = 1 / 64  # share of a tile left open by float32 from which a float64 product is faster than differences
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the positives of Q queries stand in the ranking of the gallery.
+
+    Attributes:
+        ranks: [P] from 0, ascending for each query, one query after the other.
+        counts: [Q] how many of them are each query's; 0 for a query without positive.
+    """
+
+    ranks: np.ndarray
+    counts: np.ndarray
+
+
+def positive_counts(query_labels: np.ndarray, gallery_labels: np.ndarray | None = None) -> np.ndarray:
+    """How many positives each query [Q] has in the gallery; without one, among the others."""
+    classes, sizes = np.unique(query_labels if gallery_labels is None else gallery_labels, return_counts=True)
+    place = np.searchsorted(classes, query_labels).clip(max=len(classes) - 1)
+    return np.where(classes[place] == query_labels, sizes[place], 0) - (gallery_labels is None)
+
+
+def positive_ranks(
+    queries: Tensor,
+    query_labels: np.ndarray,
+    gallery: Tensor | None = None,
+    gallery_labels: np.ndarray | None = None,
+    *,
+    nearest_only: bool = False,
+    share: tuple[int, int] = (0, 1),
+    add_up: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
+) -> Ranks:
+    """Where each query's positives stand in the full ranking of the gallery, exactly.
+
+    O(Q N D) time (half of it without a gallery) and O((Q + N) D) memory.
+
+    Args:
+        queries: [Q, D] float32, finite. query_labels: [Q].
+        gallery: [N, D]; None: each query is searched among the others, itself left out by its index.
+        gallery_labels: [N].
+        nearest_only: count for the nearest positive of each query only, which is all that Recall@K needs.
+        share: (r, n): this process counts part r of n of the tiles,
+        add_up: and this adds up the [P] counts of all processes.
+    """
+    among_others = gallery is None
+    if gallery is None or gallery_labels is None:
+        gallery, gallery_labels = queries, query_labels
+    if queries.shape[1] != gallery.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}")
+    place = Place.of(queries, gallery)
+    g = Side(gallery, gallery_labels, gallery_labels, place)
+    q = g if among_others else Side(queries, query_labels, gallery_labels, place)
+    step = _TILE.get(gallery.device.type, 1024)
+    rows = [_Rows(q, g, slice(at, at + step), nearest_only) for at in range(0, len(q), step)]
+    columns = [slice(at, at + step) for at in range(0, len(g), step)]
+    tiles = [(r, c) for r in range(len(rows)) for c in range(r if among_others else 0, len(columns))]
+    for r, c in tiles[share[0] :: share[1]]:
+        tile = Tile(q, g, rows[r].items, columns[c])
+        rows[r].count(tile)
+        if among_others and c > r:
+            rows[c].count(tile.turned())
+    before = add_up(np.concatenate([block.before[block.real].numpy(force=True) for block in rows]))
+    positives = np.concatenate([block.real.sum(dim=1).numpy(force=True) for block in rows])
+    return _in_order(q.index.numpy(force=True), positives, before)
+
+
+def _in_order(index: np.ndarray, positives: np.ndarray, before: np.ndarray) -> Ranks:
+    """The ranks, of the negatives [P] before each positive of the sorted queries, in the order of the queries."""
+    query = np.repeat(index, positives)
+    first = np.repeat(positives.cumsum() - positives, positives)
+    ranks = before + np.arange(len(before)) - first  # nearer positives come before it too
+    counts = np.empty_like(positives)
+    counts[index] = positives
+    return Ranks(ranks[np.argsort(query, kind="stable")], counts)
+
+
+class _Rows:
+    """Some queries with their positives, and how many negatives come before each."""
+
+    def __init__(self, q: Side, g: Side, items: slice, nearest_only: bool) -> None:
+        self.q, self.g, self.items = q, g, slice(items.start, min(items.stop, len(q)))
+        positives = q.last[self.items] - q.first[self.items] - int(q is g)
+        width = int((q.last[self.items] - q.first[self.items]).max())
+        most = min(int(positives.max()), 1 if nearest_only else width)
+        found = [self._positives(rows, width) for rows in self._few()]
+        candidate, threshold, self.rounding = (torch.cat(each) for each in zip(*found, strict=True))
+        self.candidate, self.threshold = candidate[:, :most], threshold[:, :most]
+        self.real = self.threshold > -torch.inf
+        # What is no positive asks for more than any similarity.
+        self.threshold[~self.real] = torch.inf
+        self.before = torch.zeros(self.real.shape, dtype=torch.int64, device=q.x.device)
+
+    def _few(self) -> Iterator[slice]:
+        for at in range(self.items.start, self.items.stop, 128):
+            yield slice(at, min(at + 128, self.items.stop))
+
+    def _positives(self, rows: slice, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The class of some queries in the gallery [rows, width], positives in their order first.
+
+        With their similarities [rows, width] and the bound [rows, 1] on the error of those.
+        """
+        q, g = self.q, self.g
+        row = torch.arange(rows.start, rows.stop, device=q.x.device)[:, None]
+        first, last = q.first[rows, None], q.last[rows, None]
+        candidate = first + torch.arange(width, device=q.x.device)
+        positive = candidate < last
+        if q is g:
+            positive &= candidate != row
+        if not positive.any():
+            return candidate, candidate.double().fill_(-torch.inf), row.double().fill_(0)
+        columns = slice(int(first[positive.any(dim=1)].min()), int(last.max()))
+        s = similarities(q, g, rows, columns, torch.float64)
+        s = s.gather(1, (candidate - columns.start).clamp(0, s.shape[1] - 1)).masked_fill_(~positive, -torch.inf)
+        # A class keeps the order of its indices, so a stable sort puts the lower index first.
+        s, order = s.sort(dim=1, descending=True, stable=True)
+        bound = rounding(q, g, rows, columns, torch.float64)
+        close = (s[:, :-1] - s[:, 1:] <= 2 * bound).any(dim=1).nonzero()[:, 0]
+        if len(close):
+            squared = torch.full((len(close), width), torch.inf, dtype=torch.float64, device=q.x.device)
+            which = positive[close]
+            squared[which] = self._squared(row[close].expand(-1, width)[which], candidate[close][which])
+            exact = squared.argsort(dim=1, stable=True)
+            s[close] = s[close].gather(1, order[close].argsort(dim=1)).gather(1, exact)
+            order[close] = exact
+        return candidate.gather(1, order), s, bound
+
+    def count(self, tile: Tile) -> None:
+        """Add the negatives of the tile's columns that come before each positive."""
+        if not self.real.shape[1]:
+            return
+        for dtype in (torch.float32, torch.float64):
+            s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
+            edges = torch.cat([self.threshold + slack, self.threshold - slack], dim=1).to(dtype)
+            surely, possibly = above(s, edges).chunk(2, dim=1)
+            undecided = possibly - surely
+            if int(undecided.sum()) <= _MANY * s.numel():
+                break
+        self.before += surely
+        nearer, nearest = edges.chunk(2, dim=1)
+        for row, positive in _parts(undecided.nonzero(), s.shape[1]):
+            which, column = between(s[row], nearest[row, positive, None], nearer[row, positive, None])
+            item, candidate, query = column + tile.columns.start, self.candidate[row, positive], row + self.items.start
+            squared, than = self._squared(query[which], item), self._squared(query, candidate)[which]
+            lower = self.g.index[item] < self.g.index[candidate[which]]
+            before = (squared < than) | ((squared == than) & lower)
+            self.before.index_put_((row[which], positive[which]), before.long(), accumulate=True)
+
+    def _squared(self, query: Tensor, item: Tensor) -> Tensor:
+        """Squared distances [v] of queries [v] and items of the gallery [v], exact."""
+        q, g, pairs = self.q, self.g, torch.stack([query, item], dim=1)
+        parts = [squared_distances(q.x[q.index[a]], g.x[g.index[b]]) for a, b in _parts(pairs, q.x.shape[1])]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=query.device)
+
+
+def _parts(pairs: Tensor, each: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Columns of the pairs [v, 2], some at a time, where one takes `each` entries."""
+    for part in pairs.split(max(1, _AT_ONCE // each)):
+        if len(part):
+            yield part[:, 0], part[:, 1]

@@ -1,0 +1,158 @@
+"""Tiles of the matrix of similarities between queries and gallery, the bound on their rounding, and exact distances."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dml.products import matmul
+
+_FEW = 8  # thresholds of a row up to which comparing with each of them is faster than sorting the row
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances [...] of rows [..., D], float64 from differences.
+
+    Summed by halves, one operation after the other, so that every device and every batch of rows gives the same bits.
+    """
+    terms = (a.double() - b.double()).square_()
+    while (dim := terms.shape[-1]) > 1:
+        half = (dim + 1) // 2
+        terms[..., : dim - half] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms[..., 0]
+
+
+@dataclass
+class Place:
+    """Where embeddings lie. Around another centre distances are the same, and products lose fewer digits."""
+
+    centre: Tensor  # [D] float64
+    scale: float  # the largest distance from it, so that nothing overflows or vanishes in float32
+
+    @classmethod
+    def of(cls, queries: Tensor, gallery: Tensor) -> "Place":
+        """Around the mean of the gallery."""
+        total = sum(part.double().sum(dim=0) for part in gallery.split(1024))
+        place = cls(total / len(gallery), 1.0)
+        largest = max(float(place.move(part).norm(dim=1).max()) for x in (queries, gallery) for part in x.split(1024))
+        return cls(place.centre, largest or 1.0)
+
+    def move(self, x: Tensor) -> Tensor:
+        """Embeddings [n, D] in float64, moved to the centre and brought to lengths of at most 1."""
+        return (x.double() - self.centre) / self.scale
+
+
+class Side:
+    """Queries or gallery, sorted so that a class is one piece, beside others with as many items in the gallery.
+
+    Attributes:
+        x: [n, D] as they came.
+        index: [n] the place before sorting.
+        first, last: [n] where the class of an item begins and ends in the sorted gallery; 0, 0 if it is not there.
+        moved: [n, D] float32, sorted and moved to their Place. norm: [n] float64, of the moved.
+    """
+
+    def __init__(self, x: Tensor, labels: np.ndarray, gallery_labels: np.ndarray, place: Place) -> None:
+        classes, sizes = np.unique(gallery_labels, return_counts=True)
+        by_size = np.argsort(sizes, kind="stable")
+        order = np.empty_like(by_size)
+        order[by_size] = np.arange(len(classes))
+        ends = sizes[by_size].cumsum()
+        found = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+        known = classes[found] == labels
+        rank = np.where(known, order[found], -1)
+        index = np.argsort(rank, kind="stable")
+        last = np.where(known, ends[rank], 0)[index]
+        first = last - np.where(known, sizes[found], 0)[index]
+        self.x, self.place = x, place
+        self.index, self.first, self.last = (torch.from_numpy(each).to(x.device) for each in (index, first, last))
+        self.moved = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self.norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
+        for at in range(0, len(x), 1024):
+            part = slice(at, at + 1024)
+            self.moved[part] = exact = self.exact(part)
+            self.norm[part] = exact.norm(dim=1)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def exact(self, items: slice) -> Tensor:
+        """The moved embeddings [n, D] in float64."""
+        return self.place.move(self.x[self.index[items]])
+
+
+def similarities(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+    """-|q - g|^2 / 2 of some queries and some of the gallery, moved, by a product of that precision: [rows, columns]."""
+    single = dtype == torch.float32
+    s = matmul(q.moved[rows], g.moved[columns]) if single else q.exact(rows) @ g.exact(columns).T
+    s -= (q.norm[rows, None].square() / 2).to(dtype)
+    s -= (g.norm[columns].square() / 2).to(dtype)
+    return s
+
+
+def rounding(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+    """Bound [rows, 1] on the error of those similarities, and of as large a number rounded to that precision.
+
+    A sum of D products in any order is off by at most D u |q||g| (Higham 2002, section 3.1), u being half of eps; the
+    rest is rounded inputs, norms and the two subtractions. The last term is what can vanish below float32's smallest.
+    """
+    near, far = q.norm[rows, None], g.norm[columns].max()
+    dim, u = q.x.shape[1], torch.finfo(dtype).eps / 2
+    return u * ((dim + 8) * near * far + 8 * (near**2 + far**2)) + 2 * dim * torch.finfo(torch.float32).tiny
+
+
+class Tile:
+    """Similarities of some queries (rows) to some of the gallery (columns); within a class they are -inf.
+
+    Made once in each precision that is asked for.
+    """
+
+    def __init__(self, q: Side, g: Side, rows: slice, columns: slice) -> None:
+        self.q, self.g, self.rows, self.columns = q, g, rows, columns
+        self.made: dict[torch.dtype, Tensor] = {}
+
+    def turned(self) -> "Tile":
+        """The tile as its columns see it, where items are searched among each other."""
+        tile = Tile(self.g, self.q, self.columns, self.rows)
+        tile.made = {dtype: s.T for dtype, s in self.made.items()}
+        return tile
+
+    def similarities(self, dtype: torch.dtype) -> Tensor:
+        """In that precision: [rows, columns]."""
+        if dtype not in self.made:
+            s = similarities(self.q, self.g, self.rows, self.columns, dtype)
+            first, last = (each[self.rows, None] - self.columns.start for each in (self.q.first, self.q.last))
+            if ((first < s.shape[1]) & (last > 0)).any():
+                column = torch.arange(s.shape[1], device=s.device)
+                s.masked_fill_((first <= column) & (column < last), -torch.inf)
+            self.made[dtype] = s
+        return self.made[dtype]
+
+    def rounding(self, dtype: torch.dtype) -> Tensor:
+        """Bound [rows, 1] on their error."""
+        return rounding(self.q, self.g, self.rows, self.columns, dtype)
+
+
+def above(s: Tensor, edges: Tensor) -> Tensor:
+    """How many entries of each row [c] of s lie above each of the row's edges [e]: [rows, e]."""
+    if edges.shape[1] <= 2 * _FEW:
+        # Floats of the same layout and contiguous edges: only then does the processor compare and add up many at once.
+        buffer = torch.empty_like(s)
+        counts = [torch.gt(s, edge[:, None], out=buffer).sum(dim=1) for edge in edges.T.contiguous()]
+        return torch.stack(counts, dim=1).long()
+    if s.device.type == "cpu":
+        ordered = torch.from_numpy(np.sort(np.ascontiguousarray(s.numpy()), axis=1))  # many times faster than torch's
+    else:
+        ordered = s.sort(dim=1).values
+    return s.shape[1] - torch.searchsorted(ordered, edges.contiguous(), right=True)
+
+
+def between(s: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [v] and columns [v] of the entries of s in (low, high], both [rows, 1]."""
+    if s.device.type == "cpu":  # numpy takes a quarter of the time
+        places = np.nonzero((s.numpy() > low.numpy()) & (s.numpy() <= high.numpy()))
+        return torch.from_numpy(places[0]), torch.from_numpy(places[1])
+    row, column = ((s > low) & (s <= high)).nonzero().unbind(1)
+    return row, column
