@@ -8,16 +8,14 @@ than the machine has is left out by name.
 
 import argparse
 import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.measure import by_turns, extra_memory, in_process
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.npair import NPairLoss
@@ -95,38 +93,10 @@ def batch(m: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
     return x.to(device).requires_grad_(), (torch.arange(m) // PER_CLASS).to(device)
 
 
-def step(case: Case, x: Tensor, labels: Tensor) -> float:
-    """Seconds of one forward and backward pass."""
+def step(case: Case, x: Tensor, labels: Tensor) -> None:
+    """One forward and backward pass."""
     x.grad = None
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
     case(x, labels).backward()
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def extra_memory(name: str, m: int, dim: int, device: str) -> float:
-    """Peak [MB] of one forward and backward pass over what was held before it. For a process of its own."""
-    case, (x, labels) = cases(m)[name], batch(m, dim, device)
-    small, few = batch(64, dim, device)
-    step(case, small, few)  # libraries allocate at their first call
-    if x.is_cuda:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(case, x, labels)
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
-    before = _peak()
-    step(case, x, labels)
-    return _peak() - before
-
-
-def _peak() -> float:
-    """Largest resident memory [MB] of this process since its last reset."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
 def main() -> None:
@@ -139,7 +109,12 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        print(extra_memory(options.memory, options.sizes[0], options.dim, options.device))
+        case, (x, labels) = (
+            cases(options.sizes[0])[options.memory],
+            batch(options.sizes[0], options.dim, options.device),
+        )
+        small = batch(64, options.dim, options.device)
+        print(extra_memory(partial(step, case, x, labels), partial(step, case, *small), options.device))
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for m in options.sizes:
@@ -148,22 +123,15 @@ def main() -> None:
 
 def table(m: int, options: argparse.Namespace) -> None:
     """Time all cases of one size by turns, then measure the memory of each."""
-    chosen, (x, labels) = cases(m), batch(m, options.dim, options.device)
-    repeats = 20 if m <= 512 else 1
-    times: dict[str, list[float]] = {name: [] for name in chosen}
-    for turn in range(options.rounds + 1):
-        for name, case in chosen.items():
-            seconds = [step(case, x, labels) for _ in range(repeats)]
-            if turn:
-                times[name] += seconds
-    median = {name: statistics.median(seconds) for name, seconds in times.items()}
+    x, labels = batch(m, options.dim, options.device)
+    chosen = {name: partial(step, case, x, labels) for name, case in cases(m).items()}
+    median = by_turns(chosen, options.rounds, repeats=20 if m <= 512 else 1)
     floor = min(median["product"], median["product (oneDNN)"])
     print(f"\n| m = {m}, d = {options.dim} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
+    given = ("--sizes", m, "--dim", options.dim, "--device", options.device)
     for name, seconds in median.items():
-        command = [sys.executable, "-m", "benchmarks.losses", "--memory", name, "--sizes", str(m)]
-        command += ["--dim", str(options.dim), "--device", options.device]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        memory = f"{float(done.stdout.split()[-1]):.0f}" if done.returncode == 0 else "failed"
+        memory = in_process("benchmarks.losses", "--memory", name, *given)
+        memory = memory if memory == "failed" else f"{float(memory):.0f}"
         print(f"| {name} | {1000 * seconds:.1f} | {seconds / floor:.2f} | {memory} |", flush=True)
 
 

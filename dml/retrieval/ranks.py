@@ -3,7 +3,7 @@
 No list of neighbours is made. The rank of a positive is the number of gallery items that come before it: the nearer
 ones, and of equally near ones those with a lower index. Distances are Euclidean, in float64 from differences of the
 embeddings as they came. A float32 product of a tile of queries and a tile of the gallery decides nearly all
-comparisons; what its rounding (bounded by the dimension and the norms) leaves open is decided by a float64 product where
+comparisons; what its rounding (bounded by dimension and norms) leaves open is decided by a float64 product where
 it is much, and by the differences in the end. Where items are searched among each other, a tile serves its rows and its
 columns.
 """

@@ -84,7 +84,7 @@ class Side:
 
 
 def similarities(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-    """-|q - g|^2 / 2 of some queries and some of the gallery, moved, by a product of that precision: [rows, columns]."""
+    """-|q - g|^2 / 2 of some queries and some of the gallery by a product of that precision: [rows, columns]."""
     single = dtype == torch.float32
     s = matmul(q.moved[rows], g.moved[columns]) if single else q.exact(rows) @ g.exact(columns).T
     s -= (q.norm[rows, None].square() / 2).to(dtype)

@@ -1,0 +1,127 @@
+"""Evaluation at the sizes of CUB-200-2011 and Stanford Online Products: ours, FAISS, and pytorch-metric-learning.
+
+`python -m benchmarks.retrieval [--sizes cub sop] [--dim 512] [--device cpu|cuda]`. Normalised embeddings of classes as
+large as the data set's: around class centres, so that Recall@1 is that of a trained network, or with --untrained at
+random, which leaves the most to decide one by one. Times are medians over rounds in which all cases take turns, after
+one to warm up. Extra memory is the peak of a process of its own over what it held before the call.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.measure import by_turns, extra_memory, in_process
+from dml.products import matmul
+from dml.retrieval.evaluator import Evaluator
+
+SIZES = {"cub": (5924, 100, 1.75), "sop": (60502, 11316, 2.6)}  # images, classes, noise for Recall@1 of about 70 %
+RANKED = ("recall", "map@r", "r_precision", "map", "mrr")
+Case = Callable[[Tensor, np.ndarray], Any]
+
+
+def embeddings(images: int, classes: int, noise: float, dim: int, device: str) -> tuple[Tensor, np.ndarray]:
+    """[images, dim] and labels; as many images of each class, give or take one."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(images) % classes)
+    x = rng.standard_normal((images, dim), dtype=np.float32) * np.float32(noise)
+    if np.isfinite(noise):
+        x += rng.standard_normal((classes, dim), dtype=np.float32)[labels]
+    else:
+        x = rng.standard_normal((images, dim), dtype=np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return torch.from_numpy(x).to(device), labels
+
+
+def product(multiply: Callable[[Tensor, Tensor], Tensor], x: Tensor, labels: np.ndarray) -> None:
+    """All rows with all, a tile at a time: what no method that sees all distances (twice) can beat."""
+    tile = 8192 if x.is_cuda else 1024
+    for rows in x.split(tile):
+        for columns in x.split(tile):
+            multiply(rows, columns)
+
+
+def search(k: int, x: Tensor, labels: np.ndarray) -> None:
+    """FAISS's flat index alone, on the GPU for embeddings there."""
+    index: Any = faiss.IndexFlatL2(x.shape[1])
+    if x.is_cuda:
+        index = faiss.index_cpu_to_all_gpus(index)
+    index.add(x.cpu().numpy())
+    index.search(x.cpu().numpy(), k)
+
+
+def peer(x: Tensor, labels: np.ndarray, **given: Any) -> None:
+    """pytorch-metric-learning's calculator, of the rank metrics that it has."""
+    from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+
+    include = ("precision_at_1", "r_precision", "mean_average_precision_at_r", *given.pop("more", ()))
+    AccuracyCalculator(include=include, device=x.device, **given).get_accuracy(x, torch.from_numpy(labels).to(x.device))
+
+
+def cases(images: int) -> dict[str, Case]:
+    """By name."""
+    found: dict[str, Case] = {
+        "product": partial(product, lambda a, b: a @ b.T),
+        "product (oneDNN)": partial(product, matmul),
+        "recall": Evaluator(ks=(1, 10, 100, 1000), metrics=("recall",), normalize=False),
+        "all rank metrics": Evaluator(ks=(1, 10, 100, 1000), metrics=RANKED, normalize=False),
+        "FAISS, k = 1": partial(search, 2),
+        "FAISS, k = 1000": partial(search, 1001),
+        "recall (backend=faiss)": Evaluator(
+            ks=(1, 10, 100, 1000), metrics=("recall",), normalize=False, backend="faiss"
+        ),
+        "MAP@R (pml, R neighbours)": partial(peer, k="max_bin_count"),
+    }
+    if images < 20_000:
+        more = ("mean_reciprocal_rank", "mean_average_precision")
+        found["all rank metrics (pml)"] = partial(peer, k=None, more=more)
+    return found
+
+
+def main() -> None:
+    """Print a table for each size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=list(SIZES))
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--untrained", action="store_true", help="embeddings at random")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    given = ["--dim", options.dim, "--device", options.device, *(["--untrained"] if options.untrained else [])]
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    for size in options.sizes:
+        images, classes, noise = SIZES[size]
+        noise = np.inf if options.untrained else noise
+        x, labels = embeddings(images, classes, noise, options.dim, options.device)
+        if options.memory:
+            case, small = cases(images)[options.memory], embeddings(1500, 300, noise, options.dim, options.device)
+            print(extra_memory(partial(case, x, labels), partial(case, *small), options.device))
+            return
+        table(
+            f"{images} x {options.dim}, {classes} classes", chosen, x, labels, options.rounds, ["--sizes", size, *given]
+        )
+
+
+def table(title: str, chosen: dict[str, Case], x: Tensor, labels: np.ndarray, rounds: int, given: list[Any]) -> None:
+    """Time all cases by turns, then measure the memory of each."""
+    found = chosen["all rank metrics"](x, labels)
+    print(f"\nRecall@1 {found['recall@1']:.3f}, MAP@R {found['map@r']:.3f}", file=sys.stderr)
+    median = by_turns({name: partial(case, x, labels) for name, case in chosen.items()}, rounds)
+    floor = min(median["product"], median["product (oneDNN)"])
+    print(f"\n| {title} | s | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
+    for name, seconds in median.items():
+        memory = in_process("benchmarks.retrieval", "--memory", name, *given)
+        memory = memory if memory == "failed" else f"{float(memory):.0f}"
+        print(f"| {name} | {seconds:.2f} | {seconds / floor:.2f} | {memory} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
