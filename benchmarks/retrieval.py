@@ -105,9 +105,8 @@ def main() -> None:
             case, small = cases(images)[options.memory], embeddings(1500, 300, noise, options.dim, options.device)
             print(extra_memory(partial(case, x, labels), partial(case, *small), options.device))
             return
-        table(
-            f"{images} x {options.dim}, {classes} classes", chosen, x, labels, options.rounds, ["--sizes", size, *given]
-        )
+        title = f"{images} x {options.dim}, {classes} classes"
+        table(title, cases(images), x, labels, options.rounds, ["--sizes", size, *given])
 
 
 def table(title: str, chosen: dict[str, Case], x: Tensor, labels: np.ndarray, rounds: int, given: list[Any]) -> None:

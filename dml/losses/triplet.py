@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dml.losses.extremes import extremes
 from dml.losses.pairwise import distance_to, full_precision, masks, require, zero
-from dml.losses.rowwise import sum_over_rows
+from dml.losses.rowwise import first_of_rows, sorted_rows, sum_over_rows
 
 
 class TripletLoss(nn.Module):
@@ -59,13 +59,14 @@ class TripletLoss(nn.Module):
     def _semi_hard(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
         with torch.no_grad():
             positive, negative = masks(labels, rows)
-            negatives, order = squared.masked_fill(~negative, torch.inf).sort(dim=1, stable=True)
-            count = negative.sum(dim=1, keepdim=True)
-            # Position in the sorted row of the first negative strictly farther than each member: [b, m].
-            place = torch.searchsorted(negatives, squared.contiguous(), right=True)
-            place = torch.minimum(place, count - 1).clamp_min(0)  # none is farther: the farthest negative
-            anchor, member = torch.nonzero(positive & (count > 0), as_tuple=True)
-            chosen = order[anchor, place[anchor, member]]
+            negatives, order = sorted_rows(squared.masked_fill(~negative, torch.inf))
+            count = negative.sum(dim=1)
+            members, real = first_of_rows(positive & (count > 0)[:, None])
+            # Position in the sorted row of the first negative strictly farther than each positive.
+            place = torch.searchsorted(negatives, squared.gather(1, members), right=True)
+            place = torch.minimum(place, count[:, None] - 1).clamp_min(0)  # none is farther: the farthest negative
+            anchor = real.nonzero()[:, 0]
+            member, chosen = members[real], order.gather(1, place)[real]
         gap = squared[anchor, member] - squared[anchor, chosen]
         # A NaN in a member that no pair mined must still reach the loss, so that the run stops.
         broken = squared.detach().sum(dim=1) * 0
@@ -73,16 +74,17 @@ class TripletLoss(nn.Module):
 
     def _all(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
         # The sum of hinges is piecewise linear in the squared distances: how often each entry takes part in an
-        # active triplet is its weight. Counting needs two sorts of each row, never a list of triplets.
+        # active triplet is its weight. Counting needs the sorted rows, never a list of triplets.
         with torch.no_grad():
             positive, negative = masks(labels, rows)
-            positives = squared.masked_fill(~positive, torch.inf).sort(dim=1).values
-            negatives = squared.masked_fill(~negative, torch.inf).sort(dim=1).values
-            # A triplet is active where D_an^2 < D_ap^2 + margin: counted for its positive, then for its negative.
-            active_negatives = torch.searchsorted(negatives, squared + self.margin)
-            # The same sum on both sides: a triplet at the margin must round the same way for both of its members.
-            inactive = torch.searchsorted(positives + self.margin, squared.contiguous(), right=True)
-            active_positives = positive.sum(dim=1, keepdim=True) - inactive
-            weight = active_negatives * positive - active_positives.clamp_min(0) * negative
-            active = (active_negatives * positive).sum(dim=1)
+            members, real = first_of_rows(positive)
+            negatives, _ = sorted_rows(squared.masked_fill(~negative, torch.inf))
+            # A triplet is active where D_an^2 < D_ap^2 + margin: counted for its positive, then for its negative. The
+            # same sum on both sides: a triplet at the margin must round the same way for both of its members.
+            reach = (squared.gather(1, members) + self.margin).masked_fill(~real, -torch.inf).sort(dim=1).values
+            active_positives = reach.shape[1] - torch.searchsorted(reach, squared.contiguous(), right=True)
+            active_negatives = torch.searchsorted(negatives, squared.gather(1, members) + self.margin) * real
+            weight = (active_positives * -1.0).to(squared.dtype).masked_fill_(~negative, 0)
+            weight.scatter_add_(1, members, active_negatives.to(squared.dtype))
+            active = active_negatives.sum(dim=1)
         return (weight * squared).sum(dim=1) + self.margin * active.to(squared.dtype)
