@@ -7,7 +7,7 @@ Each loss oracle takes embeddings [m, d] and labels [m] and returns a float64 sc
 
 import math
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor
@@ -50,12 +50,16 @@ def nra(
     alpha: float = 4.0,
     epsilon: float = 1e-4,
     ranges: list[tuple[float, float]] | None = None,
+    anchors: int | None = None,
 ) -> Tensor:
-    """Equations 5 to 13. Given `ranges` take the place of equation 6, to hold D_min and D_max constant."""
+    """Equations 5 to 13, of the first `anchors` samples as anchors.
+
+    Given `ranges` take the place of equation 6, to hold D_min and D_max constant.
+    """
     dist, classes, terms = distances(embeddings), labels.tolist(), []
     if ranges is None:
         ranges = nra_ranges(embeddings)
-    for i, own in enumerate(classes):
+    for i, own in enumerate(classes[:anchors]):
         positives = [dist[i][j] for j, other in enumerate(classes) if j != i and other == own]  # eq. 5
         negatives = [dist[i][j] for j, other in enumerate(classes) if other != own]
         if not positives or not negatives:
@@ -69,20 +73,25 @@ def nra(
     return mean(terms)
 
 
-def contrastive(embeddings: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
-    """Equation 1, as the mean over all unordered pairs."""
+def contrastive(embeddings: Tensor, labels: Tensor, margin: float = 1.0, anchors: int | None = None) -> Tensor:
+    """Equation 1, as the mean over all unordered pairs; given anchors, over all pairs of one of these and another."""
     dist, classes, terms = distances(embeddings), labels.tolist(), []
-    for i, j in combinations(range(len(classes)), 2):
+    pairs = combinations(range(len(classes)), 2) if anchors is None else permutations(range(len(classes)), 2)
+    for i, j in pairs:
+        if anchors is not None and i >= anchors:
+            continue
         terms.append(dist[i][j] ** 2 if classes[i] == classes[j] else max(0.0, margin - dist[i][j]) ** 2)
     return mean(terms)
 
 
-def triplet(embeddings: Tensor, labels: Tensor, margin: float = 1.0, mining: str = "semi_hard") -> Tensor:
-    """Equation 2, for the triplets that the mining chooses."""
+def triplet(
+    embeddings: Tensor, labels: Tensor, margin: float = 1.0, mining: str = "semi_hard", anchors: int | None = None
+) -> Tensor:
+    """Equation 2, for the triplets that the mining chooses, of the first `anchors` samples as anchors."""
     dist, classes = distances(embeddings), labels.tolist()
     m = len(classes)
     chosen: list[tuple[float, float]] = []
-    for a in range(m):
+    for a in range(m if anchors is None else anchors):
         positives = [dist[a][p] for p in range(m) if p != a and classes[p] == classes[a]]
         negatives = [dist[a][n] for n in range(m) if classes[n] != classes[a]]
         if not positives or not negatives:

@@ -150,6 +150,12 @@ def _fingerprint(source: Source) -> str:
     return digest.hexdigest()[:12]
 
 
+def _method(loss: dict[str, Any]) -> str:
+    """The module of the loss, and of one that it wraps: nra, memory(contrastive)."""
+    name = loss["_target_"].split(".")[-2]
+    return f"{name}({_method(loss['loss'])})" if "loss" in loss else name
+
+
 def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
     """All that decides a result, for tables and for whoever compares two of them."""
     config = built.model.config
@@ -158,7 +164,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
     packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
     return {
-        "method": config["loss"]["_target_"].split(".")[-2],
+        "method": _method(config["loss"]),
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,

@@ -44,6 +44,8 @@ class MetricLearner(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.embedder, self.loss, self.evaluator = embedder, loss, evaluator
+        # Every rank computes the loss of the same batch, so what a loss remembers is the same already.
+        self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
         self.config = config
         self.watch_test = watch_test

@@ -22,8 +22,8 @@ class ContrastiveLoss(nn.Module):
         self.margin = margin
 
     @full_precision
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings [m, d], labels [m] -> scalar."""
+    def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar; of the first `anchors` rows as anchors only, if that is given."""
         m = len(embeddings)
         if m < 2:
             return zero(embeddings)
@@ -32,5 +32,6 @@ class ContrastiveLoss(nn.Module):
             same = labels[rows, None] == labels[None, :]  # with self, whose distance is 0
             return torch.where(same, squared, (self.margin - root(squared)).clamp_min(0).square()).sum(dim=1)
 
-        # The matrix holds every unordered pair twice.
-        return sum_over_rows(embeddings, terms, symmetric=True) / (m * (m - 1))
+        # The whole matrix holds every unordered pair twice.
+        total = sum_over_rows(embeddings, terms, anchors, symmetric=anchors is None)
+        return total / ((m if anchors is None else anchors) * (m - 1))

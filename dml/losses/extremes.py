@@ -23,23 +23,24 @@ class Extremes(NamedTuple):
 
 
 @torch.no_grad()
-def extremes(x: Tensor, labels: Tensor) -> Extremes:
+def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     """Find the extremes of each row of the distance matrix, without a graph, in blocks of rows.
 
-    A valid anchor has a positive and a negative in the batch. Ties go to the lower index.
+    A valid anchor has a positive and a negative in the batch. Ties go to the lower index. Of `anchors` embeddings only,
+    the first ones, if that is given.
     O(m^2 d) time, O(m d + block) memory. The result is that of exact distances: a matrix product proposes all members
     that its rounding leaves in question, and differences decide between them.
     """
     _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
     size = sizes[own]
     # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
-    anchors = torch.nonzero((size > 1) & (size < len(x))).squeeze(1)
+    valid = torch.nonzero(((size > 1) & (size < len(x)))[:anchors]).squeeze(1)
     find = _exactly
     if not is_small(x) and _squares_fit(x):
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
-        anchors = anchors[own[anchors].argsort(stable=True)]
+        valid = valid[own[valid].argsort(stable=True)]
         find = _Proposals(x, own, sizes)
-    found = [(rows, *find(x, own, rows)) for rows in row_blocks(x, anchors)] or [(anchors,) * 5]
+    found = [(rows, *find(x, own, rows)) for rows in row_blocks(x, valid)] or [(valid,) * 5]
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     order = columns[0].argsort()
     return Extremes(*(column[order] for column in columns))

@@ -48,9 +48,9 @@ class NRALoss(nn.Module):
         self.detach_range = detach_range
 
     @full_precision
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings [m, d], labels [m] -> scalar."""
-        found = extremes(embeddings, labels)
+    def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar; of the first `anchors` rows as anchors only, if that is given."""
+        found = extremes(embeddings, labels, anchors)
         if len(found.anchor) == 0:
             return zero(embeddings)
         # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.

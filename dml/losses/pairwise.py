@@ -21,7 +21,7 @@ _SMALL = 2**19  # coordinate differences that are computed sooner than a product
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a loss's `forward(self, embeddings, labels)`: check shapes, leave autocast, compute in float32 at least.
+    """Decorate a loss's `forward(self, embeddings, labels, ...)`: check shapes, leave autocast, use float32 at least.
 
     Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones.
 
@@ -30,7 +30,7 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     @functools.wraps(forward)
-    def wrapper(self: Any, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
             raise ValueError(
                 f"a loss takes embeddings [m, d] and labels [m], not {list(embeddings.shape)} and {list(labels.shape)}"
@@ -38,7 +38,7 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if embeddings.dtype in (torch.float16, torch.bfloat16):
             embeddings = embeddings.float()
         with torch.autocast(embeddings.device.type, enabled=False):
-            return forward(self, embeddings, labels)
+            return forward(self, embeddings, labels, **given)
 
     return wrapper
 

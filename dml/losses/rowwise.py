@@ -29,16 +29,19 @@ def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return _Rowwise.apply(terms, x, *inputs)
 
 
-def sum_over_rows(x: Tensor, terms: Callable[[Tensor, Tensor], Tensor], *, symmetric: bool = False) -> Tensor:
+def sum_over_rows(
+    x: Tensor, terms: Callable[[Tensor, Tensor], Tensor], anchors: int | None = None, *, symmetric: bool = False
+) -> Tensor:
     """The sum of rowwise(x, terms), with its gradient found along with it: each block is made once.
 
     Args:
         x: embeddings [m, d].
         terms: (rows [b], squared [b, m]) -> [b], as for `rowwise`.
+        anchors: how many rows, the first ones; None: all.
         symmetric: the term of a pair is the same in the rows of both, which halves the work of the gradient.
     """
     wanted = torch.is_grad_enabled() and x.requires_grad
-    return _SumOverRows.apply(x if wanted else x.detach(), terms, symmetric)
+    return _SumOverRows.apply(x if wanted else x.detach(), terms, len(x) if anchors is None else anchors, symmetric)
 
 
 def sorted_rows(squared: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,9 +92,9 @@ class _Rowwise(torch.autograd.Function):
 
 class _SumOverRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, terms: Callable[..., Tensor], symmetric: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, terms: Callable[..., Tensor], anchors: int, symmetric: bool) -> Tensor:
         total, into = x.new_zeros(()), torch.zeros_like(x)
-        for block in _blocks(x):
+        for block in _blocks(x, anchors):
             squared = block.squared.requires_grad_(ctx.needs_input_grad[0])
             with torch.set_grad_enabled(squared.requires_grad):
                 value = terms(block.rows, squared).sum()
@@ -103,8 +106,8 @@ class _SumOverRows(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient * ctx.saved_tensors[0], None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return gradient * ctx.saved_tensors[0], None, None, None
 
 
 class _Block(NamedTuple):
@@ -148,7 +151,7 @@ class _Block(NamedTuple):
 
 
 @torch.no_grad()
-def _blocks(x: Tensor) -> Iterator[_Block]:
+def _blocks(x: Tensor, anchors: int | None = None) -> Iterator[_Block]:
     centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
     columns = centred.T.contiguous()
     minus_twice = -2 * centred
@@ -156,7 +159,7 @@ def _blocks(x: Tensor) -> Iterator[_Block]:
     # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
     share = 1e-2 if x.dtype == torch.float32 else 1e-4
     small = is_small(x)
-    for rows in row_blocks(x, torch.arange(len(x), device=x.device)):
+    for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
         if not small:
             squared = matmul(centred[rows], minus_twice).add_(norms).add_(norms[rows, None])
             i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)

@@ -34,22 +34,21 @@ class TripletLoss(nn.Module):
         self.mining = mining
 
     @full_precision
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings [m, d], labels [m] -> scalar."""
+    def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar; of the first `anchors` rows as anchors only, if that is given."""
         if self.mining == "hard":
-            return self._hard(embeddings, labels)
-        sizes = labels.unique(return_counts=True)[1]
-        negatives = len(labels) - sizes
-        pairs = (sizes * (sizes - 1) * (negatives > 0)).sum()  # ordered, with a negative
+            return self._hard(embeddings, labels, anchors)
+        _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+        positives = sizes[own[:anchors]] - 1
+        negatives = len(labels) - 1 - positives
+        pairs = (positives * (negatives > 0)).sum()
         if pairs == 0:
             return zero(embeddings)
-        mined, count = (
-            (self._all, (sizes * (sizes - 1) * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
-        )
-        return sum_over_rows(embeddings, functools.partial(mined, labels)) / count
+        mined, count = (self._all, (positives * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
+        return sum_over_rows(embeddings, functools.partial(mined, labels), anchors) / count
 
-    def _hard(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        found = extremes(embeddings, labels)
+    def _hard(self, embeddings: Tensor, labels: Tensor, anchors: int | None) -> Tensor:
+        found = extremes(embeddings, labels, anchors)
         if len(found.anchor) == 0:
             return zero(embeddings)
         d_positive = distance_to(embeddings, found.anchor, found.farthest_positive)

@@ -1,0 +1,72 @@
+"""Cross-batch memory (Wang, Zhang, Huang and Scott 2020): embeddings of earlier batches as positives and negatives."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dml.losses.pairwise import full_precision, require
+
+
+class CrossBatchMemory(nn.Module):
+    """A pair loss whose anchors are the batch, and whose positives and negatives are the batch and the latest batches.
+
+    Embeddings drift slowly once training has settled, so those of earlier steps still serve: the loss sees `size` more
+    of them at the cost of a matrix product. They are kept without gradient. Unlike Wang et al., who compare the batch
+    with a copy of itself in the memory, the batch's own members get their gradient from both sides, as without memory.
+    Every process of several keeps the same memory, as each sees the global batch.
+
+    Args:
+        loss: contrastive, triplet or NRA: one whose `forward` takes `anchors`.
+        size: how many embeddings are kept; the oldest go first.
+        start_step: the first step that is remembered; before it, this is the plain loss (1,000 in the paper).
+        embedding_dim: D of the embeddings.
+
+    Raises:
+        ValueError: the loss cannot tell anchors from others, size is not positive, or start_step is negative.
+    """
+
+    min_samples_per_class = 2
+    embeddings: Tensor
+    labels: Tensor
+
+    def __init__(self, *, loss: nn.Module, size: int = 4096, start_step: int = 1000, embedding_dim: int) -> None:
+        super().__init__()
+        name = type(loss).__name__
+        require(
+            "anchors" in inspect.signature(loss.forward).parameters, "loss.loss", name, "contrastive, triplet or nra"
+        )
+        require(size > 0, "loss.size", size, "greater than 0")
+        require(start_step >= 0, "loss.start_step", start_step, "0 or greater")
+        self.loss, self.start_step = loss, start_step
+        self.register_buffer("embeddings", torch.zeros(size, embedding_dim))
+        self.register_buffer("labels", torch.zeros(size, dtype=torch.int64))
+        # Plain numbers, which the host can read without waiting for the device.
+        self.step = self.stored = 0
+
+    @full_precision
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Embeddings [m, d], labels [m] -> scalar; the batch is remembered for the next calls."""
+        kept = min(self.stored, len(self.labels))
+        value = self.loss(
+            torch.cat([embeddings, self.embeddings[:kept].to(embeddings)]),
+            torch.cat([labels, self.labels[:kept]]),
+            anchors=len(labels),
+        )
+        if self.step >= self.start_step:
+            newest = slice(-len(self.labels), None)  # of a batch that is larger than the memory
+            new, own = embeddings.detach()[newest], labels[newest]
+            place = torch.arange(self.stored, self.stored + len(own), device=labels.device) % len(self.labels)
+            self.embeddings[place], self.labels[place] = new.to(self.embeddings), own
+            self.stored += len(own)
+        self.step += 1
+        return value
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What a checkpoint carries beside the memory."""
+        return {"step": self.step, "stored": self.stored}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on from there."""
+        self.step, self.stored = state["step"], state["stored"]
