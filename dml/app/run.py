@@ -24,6 +24,7 @@ from rich.table import Table
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
+from dml.app.processes import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
@@ -84,7 +85,9 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         if (metrics := finished_metrics(cfg, folder)) is not None:
             print(f"Finished already, and not run again: {folder}")
             return metrics
-        return _train(cfg, folder)
+        if not is_command_of_its_own(cfg):
+            return _train(cfg, folder)
+    return run_as_command(folder)
 
 
 def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:

@@ -68,3 +68,9 @@ def on_first_rank(compute: Callable[[], T]) -> T:
     if box[1] is not None:
         raise box[1]
     return box[0]
+
+
+def first_said(value: str) -> str:
+    """The value of whichever process of torchrun came first, on all of them, before there is a process group."""
+    store = next(dist.rendezvous("env://"))[0]
+    return store.compare_set("dml/first_said", "", value).decode()
