@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
-from dml.app.processes import is_command_of_its_own, run_as_command
+from dml.app.ranks import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
@@ -91,6 +93,9 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
 
 
 def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    if getattr(rank_zero_only, "rank", 0):
+        # Ctrl-C reaches all processes of a run. The first, which ends the others, must not wait for one that is gone.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)

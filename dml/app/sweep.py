@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import sys
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -50,8 +50,10 @@ class SweepChecked(Callback):
         """Look at launcher and sweeper before they are made."""
         for part in ("launcher", "sweeper"):
             target = config.hydra[part]._target_
-            if find_spec(".".join(target.split(".")[:2])) is None:
-                extra = "ray" if "ray" in target else "sweep"
+            try:
+                import_module(target.rpartition(".")[0])
+            except ImportError:
+                extra = "ray" if target.endswith(".RayLauncher") else "sweep"
                 choice = config.hydra.runtime.choices[f"hydra/{part}"]
                 sys.exit(f"hydra/{part}={choice} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
         searches = not config.hydra.sweeper._target_.endswith(".BasicSweeper")

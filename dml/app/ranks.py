@@ -65,10 +65,9 @@ def run_as_command(folder: Path) -> dict[str, float]:
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         status = process.wait()
-    except BaseException:
+    except KeyboardInterrupt:
         os.killpg(process.pid, signal.SIGINT)  # to all of its processes, as a terminal does
-        process.wait()
-        raise
+        sys.exit(process.wait())
     if status:
         raise ValueError(f"its processes ended with status {status}; what they said stands above")
     return json.loads((folder / "metrics.json").read_text())["metrics"]
