@@ -32,7 +32,7 @@ def start(script, *arguments, cwd=ROOT):
 
 
 def end(process):
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 
