@@ -85,7 +85,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with held(folder):
         if (metrics := finished_metrics(cfg, folder)) is not None:
-            print(f"Finished already, and not run again: {folder}")
+            rank_zero_only(print)(f"Finished already, and not run again: {folder}")
             return metrics
         if not is_command_of_its_own(cfg):
             return _train(cfg, folder)
@@ -108,7 +108,7 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         checkpoints.mkdir(exist_ok=True)
         shutil.copy2(best, checkpoints / "best.ckpt")
     if resumed is not None:
-        print(f"Going on from {resumed}")
+        rank_zero_only(print)(f"Going on from {resumed}")
     (folder / "config.yaml").write_text(config)
     trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:
