@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -62,12 +63,16 @@ def run_as_command(folder: Path) -> dict[str, float]:
     command += [*hydra.overrides.task, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
     # One task of Slurm: Lightning would take it for the only process.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment)
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGINT)  # to all of its processes, as a terminal does
-        sys.exit(process.wait())
+        with suppress(
+            subprocess.TimeoutExpired
+        ):  # a terminal has told its processes too; who wrote to this one has not
+            process.wait(timeout=3)
+        process.send_signal(signal.SIGINT)
+        sys.exit(process.wait() or 1)
     if status:
         raise ValueError(f"its processes ended with status {status}; what they said stands above")
     return json.loads((folder / "metrics.json").read_text())["metrics"]
