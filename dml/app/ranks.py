@@ -67,9 +67,7 @@ def run_as_command(folder: Path) -> dict[str, float]:
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        with suppress(
-            subprocess.TimeoutExpired
-        ):  # a terminal has told its processes too; who wrote to this one has not
+        with suppress(subprocess.TimeoutExpired):  # a terminal has told its processes; another sender has not
             process.wait(timeout=3)
         process.send_signal(signal.SIGINT)
         sys.exit(process.wait() or 1)
