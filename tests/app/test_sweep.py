@@ -88,7 +88,6 @@ def test_a_worker_keeps_its_gpu_and_frees_it_at_its_end(tmp_path, monkeypatch):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@needs("hydra_joblib_launcher")
 @pytest.mark.parametrize(("threads", "cores", "workers"), [("1", 6, 6), ("2", 6, 3), ("8", 6, 1), ("null", 6, 1)])
 def test_workers_without_gpus_share_the_cores(threads, cores, workers, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
