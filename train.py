@@ -1,7 +1,11 @@
 """Train and test one configuration: `python train.py data=... method=... key=value ...`; -m sweeps."""
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
+
+from dml.app.ranks import one_folder
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
@@ -15,4 +19,5 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    sys.argv += one_folder(sys.argv)
     main()

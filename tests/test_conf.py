@@ -36,8 +36,15 @@ def resolved(group, choice, *overrides):
 def test_every_group_is_tested_here():
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {
         *("loss", "sampler", "evaluator", "backbone", "embedder", "optimizer", "scheduler", "transform", "protocol"),
-        *("logger", "data", "loader", "trainer", "model", "method", "experiment"),
+        *("logger", "data", "loader", "trainer", "model", "method", "experiment", "hydra"),
     }
+
+
+@pytest.mark.parametrize("part", ["launcher", "sweeper"])
+def test_launchers_and_sweepers_compose(part):  # tests/app/test_sweep.py runs them
+    for choice in choices(f"hydra/{part}"):
+        node = composed("train", f"hydra/{part}={choice}", hydra=True).hydra[part]
+        assert OmegaConf.select(node, "_target_").startswith("hydra_plugins.")
 
 
 @pytest.mark.parametrize("choice", choices("loss"))

@@ -33,7 +33,7 @@ def held(folder: Path) -> Iterator[None]:
         return
     with (folder / ".lock").open("w") as lock:
         deadline = time.monotonic() + _PATIENCE
-        if not (taken := _take(lock)):
+        if not (taken := take(lock)):
             print(f"Waiting for another process in {folder}", file=sys.stderr)
         while not taken:
             if time.monotonic() > deadline:
@@ -42,11 +42,12 @@ def held(folder: Path) -> Iterator[None]:
                     "hydra.sweep.dir"
                 )
             time.sleep(0.1)
-            taken = _take(lock)
+            taken = take(lock)
         yield
 
 
-def _take(lock: IO[str]) -> bool:
+def take(lock: IO[str]) -> bool:
+    """Lock the file, for as long as it is open; False if another process has."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
+from dml.app.ranks import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.module import NonFiniteLossError
@@ -82,12 +85,17 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     with held(folder):
         if (metrics := finished_metrics(cfg, folder)) is not None:
-            print(f"Finished already, and not run again: {folder}")
+            rank_zero_only(print)(f"Finished already, and not run again: {folder}")
             return metrics
-        return _train(cfg, folder)
+        if not is_command_of_its_own(cfg):
+            return _train(cfg, folder)
+    return run_as_command(folder)
 
 
 def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    if getattr(rank_zero_only, "rank", 0):
+        # Ctrl-C reaches all processes of a run. The first, which ends the others, must not wait for one that is gone.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -100,7 +108,7 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         checkpoints.mkdir(exist_ok=True)
         shutil.copy2(best, checkpoints / "best.ckpt")
     if resumed is not None:
-        print(f"Going on from {resumed}")
+        rank_zero_only(print)(f"Going on from {resumed}")
     (folder / "config.yaml").write_text(config)
     trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:

@@ -1,11 +1,21 @@
-"""The folder of a sweep. Imports Hydra only: a mistake in a sweep is found before torch is loaded."""
+"""Callbacks of a sweep. Imports Hydra only: a mistake in a sweep is found before torch is loaded."""
 
 import hashlib
+import itertools
+import os
 import re
-from typing import Any
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any
 
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
+
+# Of the overrides of Hydra, those that say what is swept; the others say how, and the sweep stays the same.
+_SWEPT = re.compile(r"hydra/sweeper|hydra\.sweeper\.(?!n_trials=)")
 
 
 class SweepNamedByCommand(Callback):
@@ -18,7 +28,7 @@ class SweepNamedByCommand(Callback):
         """Fill in hydra.sweep.dir before the sweeper reads it."""
         if config.hydra.sweep.dir:
             return
-        overrides = list(config.hydra.overrides.task)
+        overrides = [*filter(_SWEPT.match, config.hydra.overrides.hydra), *config.hydra.overrides.task]
         command = " ".join(overrides)
         # What is swept comes first, as the name is cut. No character that an override such as ckpt_path=FILE would need
         # quotes for.
@@ -28,3 +38,88 @@ class SweepNamedByCommand(Callback):
         with read_write(config.hydra):
             config.hydra.sweep.dir = name
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
+
+
+class SweepChecked(Callback):
+    """Refuse a sweep that cannot work, and give joblib as many workers as the machine has room for.
+
+    Exits with one line: what a callback raises Hydra only warns of.
+    """
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
+        """Look at launcher and sweeper before they are made."""
+        for part in ("launcher", "sweeper"):
+            target = config.hydra[part]._target_
+            try:
+                import_module(target.rpartition(".")[0])
+            except ImportError:
+                extra = "ray" if target.endswith(".RayLauncher") else "sweep"
+                choice = config.hydra.runtime.choices[f"hydra/{part}"]
+                sys.exit(f"hydra/{part}={choice} is not installed: pip install -c constraints.txt -e '.[{extra}]'")
+        searches = not config.hydra.sweeper._target_.endswith(".BasicSweeper")
+        counts = config.hydra.launcher.get("n_jobs", 1) is None
+        if not searches and not counts:
+            return
+        overrides = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+        fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        job = compose(config_name, fixed)
+        if searches and not job.protocol.validate:
+            sys.exit(
+                f"protocol={job.protocol.name} has no validation metric for hydra/sweeper="
+                f"{config.hydra.runtime.choices['hydra/sweeper']} to search by, and the test classes choose nothing: "
+                "use protocol=validated, or sweep over a list"
+            )
+        if counts:
+            with read_write(config.hydra):
+                config.hydra.launcher.n_jobs = _at_once(job)
+
+
+def _at_once(job: DictConfig) -> int:
+    gpus = _gpus(job)
+    if gpus:
+        return max(1, len(gpus) // _devices(job, gpus))
+    return max(1, (os.cpu_count() or 1) // job.threads) if job.threads else 1
+
+
+def _gpus(job: DictConfig) -> list[str]:
+    """The names by which CUDA_VISIBLE_DEVICES knows the GPUs that this process may use."""
+    import torch
+
+    if job.trainer.accelerator == "cpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(gpu) for gpu in range(count)]
+
+
+def _devices(job: DictConfig, gpus: list[str]) -> int:
+    return job.trainer.devices if isinstance(job.trainer.devices, int) and job.trainer.devices > 0 else len(gpus)
+
+
+class WorkersShareGpus(Callback):
+    """Give every worker of joblib GPUs of its own, which it keeps for all its jobs.
+
+    The system frees a worker's place however the worker ends.
+    """
+
+    _place: IO[str] | None = None  # of this process
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Take the first free place, before anything touches a GPU."""
+        joblib = config.hydra.launcher._target_.endswith(".JoblibLauncher")
+        if not joblib or WorkersShareGpus._place is not None or not (gpus := _gpus(config)):
+            return
+        from dml.app.folder import take
+
+        for place in itertools.count():
+            lock = (Path(config.hydra.sweep.dir) / f".worker{place}").open("w")
+            if take(lock):
+                break
+            lock.close()
+        WorkersShareGpus._place = lock
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share(place, _devices(config, gpus), gpus))
+
+
+def share(place: int, devices: int, gpus: list[str]) -> list[str]:
+    """The GPUs of a worker: as many as a job has devices, in turn."""
+    return [gpus[(place * devices + i) % len(gpus)] for i in range(devices)]

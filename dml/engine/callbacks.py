@@ -40,14 +40,15 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the state at an interrupt."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step:
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.is_global_zero:
+            # The other processes are in the middle of a step, and would wait for this one elsewhere.
+            trainer.strategy.barrier = lambda *_: None  # type: ignore[method-assign]
             self._save(trainer)
-            if trainer.is_global_zero:
-                run = Path(str(self.dirpath)).parent
-                print(
-                    f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run} "
-                    "(a sweep goes on with the same command alone)"
-                )
+            run = Path(str(self.dirpath)).parent
+            print(
+                f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run} "
+                "(a sweep goes on with the same command alone)"
+            )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing is remembered: where it writes and when is this run's."""

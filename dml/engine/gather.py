@@ -64,3 +64,9 @@ def add_over_ranks(values: np.ndarray, device: torch.device) -> np.ndarray:
     total = torch.as_tensor(values, device=device)
     dist.all_reduce(total)
     return total.numpy(force=True)
+
+
+def first_said(value: str) -> str:
+    """The value of whichever process of torchrun came first, on all of them, before there is a process group."""
+    store = next(dist.rendezvous("env://"))[0]
+    return store.compare_set("dml/first_said", "", value).decode()

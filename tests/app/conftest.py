@@ -32,8 +32,8 @@ class Run:
         return torch.load(self.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
-def composed(name: str, *overrides: str, folder: Path | None = None) -> DictConfig:
-    """The config that hydra.main hands to train.py or evaluate.py; its run folder is `folder`."""
+def composed(name: str, *overrides: str, folder: Path | None = None, hydra: bool = False) -> DictConfig:
+    """The config that hydra.main hands to train.py or evaluate.py (`hydra`: to a callback); its folder is `folder`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(name, overrides=list(overrides), return_hydra_config=True)
     if folder is not None:
@@ -41,8 +41,9 @@ def composed(name: str, *overrides: str, folder: Path | None = None) -> DictConf
         with open_dict(cfg):
             cfg.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(cfg.copy())
-    with open_dict(cfg):
-        del cfg["hydra"]
+    if not hydra:
+        with open_dict(cfg):
+            del cfg["hydra"]
     return cfg
 
 

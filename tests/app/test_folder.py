@@ -1,7 +1,6 @@
 """A run's folder: a sweep that was broken off goes on with the same command, and nothing finished is lost."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -9,12 +8,9 @@ import time
 
 import pytest
 import torch
-from hydra.experimental.callback import Callback
-from omegaconf import OmegaConf
 
 from dml.app import folder as folders
 from dml.app.folder import held
-from dml.app.sweep import SweepNamedByCommand
 from tests.app.conftest import ROOT, Run, train
 from tests.app.test_processes import SHORT, end, start
 from tests.app.test_resume import assert_same_end
@@ -141,27 +137,3 @@ def test_two_processes_never_share_a_folder(tmp_path, monkeypatch):
         process.wait()
     with held(tmp_path):
         pass
-
-
-def named(*overrides: str, folder: str = "") -> tuple[str, list[str]]:
-    config = OmegaConf.create(
-        {"hydra": {"sweep": {"dir": folder}, "overrides": {"task": list(overrides), "hydra": []}}}
-    )
-    OmegaConf.set_readonly(config, True)
-    callback: Callback = SweepNamedByCommand()
-    callback.on_multirun_start(config)
-    return config.hydra.sweep.dir, list(config.hydra.overrides.hydra)
-
-
-def test_a_sweep_is_named_by_its_command():
-    name, handed_on = named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")
-    assert re.fullmatch(r"multirun/method-nra_triplet_seed-0_1_data\.root-_a_b_c-[0-9a-f]{8}", name)
-    assert handed_on == [f"hydra.sweep.dir='{name}'"]
-    assert named("method=nra,triplet", "data.root=/a/b c", "seed=0,1")[0] == name
-    assert named("method=nra,triplet", "data.root=/a/b/c", "seed=0,1")[0] != name
-    assert len(named(*(f"key{i}={i}" for i in range(100)))[0]) < 120
-    assert named()[0].startswith("multirun/defaults-")
-
-
-def test_a_name_that_the_user_gave_stays():
-    assert named("seed=0,1", folder="mine") == ("mine", [])

@@ -17,11 +17,11 @@ from tests.app.conftest import QUIET, ROOT
 SHORT = (*QUIET, "logger=none")
 
 
-def start(script, *arguments):
+def start(script, *arguments, cwd=ROOT):
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -32,7 +32,7 @@ def start(script, *arguments):
 
 
 def end(process):
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=240)
     return process.returncode, out, err
 
 

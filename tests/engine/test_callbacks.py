@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dml.engine.callbacks import make_callbacks
 from dml.engine.progress import StepProgressBar
@@ -41,12 +42,12 @@ def test_patience_counts_validations_without_a_new_best(tmp_path):
     assert run(tmp_path / "b", 12, 0.1, 0.5, 0.4, 0.3, 0.2, patience=None).global_step == 12
 
 
-def interrupt(error, at):
+def interrupt(error, at, callback=AtStep):
     def act(trainer, _):
         if trainer.global_step == at:
             raise error
 
-    return AtStep(act)
+    return callback(act)
 
 
 def test_last_is_written_at_ctrl_c(tmp_path):
@@ -54,6 +55,19 @@ def test_last_is_written_at_ctrl_c(tmp_path):
         run(tmp_path, 9, callbacks=[interrupt(KeyboardInterrupt(), 3)], monitor=None)
     assert caught.value.code != 0
     assert step_of(tmp_path / "last.ckpt") == 3
+
+
+def test_ctrl_c_waits_for_no_other_process(tmp_path, monkeypatch):
+    waited = []
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, name=None: waited.append(name))
+
+    class Interrupted(AtStep):
+        def on_exception(self, *_):  # called before the checkpoint's, which comes last
+            waited.clear()
+
+    with pytest.raises(SystemExit):
+        run(tmp_path, 9, callbacks=[interrupt(KeyboardInterrupt(), 3, Interrupted)], monitor=None)
+    assert waited == [] and step_of(tmp_path / "last.ckpt") == 3
 
 
 def test_last_is_not_written_after_an_error(tmp_path):
