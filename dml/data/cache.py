@@ -97,17 +97,17 @@ def cache_images(
     key = "data.cache=ram" if place == "ram" else f"data.cache_dir={folder}"
     file = where / f"{name}-{_fingerprint(entries, decode)}.pixels"
     try:
-        cache = _open(file, entries, place)
-    except FileNotFoundError:
         try:
+            cache = _open(file, entries, place)
+        except FileNotFoundError:
             where.mkdir(parents=True, exist_ok=True)
             with _alone(where):
                 if not file.exists():
                     _remove_leftovers(where, place)
                     _build(file, entries, decode, key, workers, progress)
                 cache = _open(file, entries, place)
-        except OSError as error:
-            raise ValueError(f"{key}: {file} cannot be written ({error})") from error
+    except OSError as error:
+        raise ValueError(f"{key}: {file} cannot be read or written ({error})") from error
     for dataset in datasets:
         if not isinstance(dataset.records.images, np.ndarray):
             dataset.decode = cache

@@ -142,3 +142,42 @@ def test_missing_files_and_folders_are_refused_by_their_path(tmp_path):
     for path in (tmp_path / "none.png", tmp_path):
         with pytest.raises(ValueError, match=str(path)):
             load_image(path)
+
+
+SMOOTH = np.asarray(Image.fromarray(RGB).resize((1333, 1000), Image.Resampling.BICUBIC))
+
+
+def pixels(tensor):
+    return tensor.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("side", ["larger", "shorter", "both"])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch, side, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(Image.fromarray(SMOOTH), tmp_path / "x.jpg", exif=exif, quality=90)
+    whole = np.asarray(load_image(path))
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *args: sizes.append(args[0].size) or resize(*args))
+    found, expected = (pixels(Decode(100, side)(image)).astype(int) for image in (path, whole))
+    difference = np.abs(found - expected)
+    assert found.shape == expected.shape and difference.max() <= 8 and difference.mean() < 1
+    assert max(sizes[0]) < 1333 / 2 and min(sizes[0]) >= 200 and max(sizes[1]) == 1333
+
+
+def test_what_is_not_much_too_large_is_decoded_whole(tmp_path):
+    path = save(Image.fromarray(SMOOTH[:390, :390]), tmp_path / "x.jpg")
+    assert np.array_equal(pixels(Decode(100)(path)), pixels(Decode(100)(np.asarray(load_image(path)))))
+
+
+def test_a_box_is_cut_out_at_full_size(tmp_path):
+    path = save(Image.fromarray(SMOOTH), tmp_path / "x.jpg")
+    cut = np.asarray(load_image(path))[100:700, 30:930]
+    assert np.array_equal(pixels(Decode(90)(path, (30, 100, 930, 700))), pixels(Decode(90)(cut)))
+
+
+def test_decoding_alone_changes_no_pixel_and_keeps_them_interleaved():
+    tensor = Decode()(RGB)
+    assert tensor.shape == (3, 6, 9) and tensor.stride() == (1, 27, 3) and np.array_equal(pixels(tensor), RGB)
