@@ -74,4 +74,6 @@ def test_workers_by_where_the_images_are(tree, monkeypatch):
     monkeypatch.setattr(build, "cores", lambda: 16)
     assert datamodule.cores() >= 1
     assert workers() == 0 and workers("loader.workers=3") == 3
+    monkeypatch.setattr(build, "cache_images", lambda *_, **__: None)
+    assert workers(*images, "data.cache=disk") == 2
     assert workers(*images) == 8 and workers(*images, "loader.workers=0") == 0
