@@ -37,9 +37,10 @@ figure4: $(READY)  ## Fig. 4 of the paper: four losses, one plane each; ARGS="se
 	$(BIN)/python train.py -m method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
 	$(BIN)/python -m dml.report $$dir
 
-bench: $(READY)  ## Speed and memory beside peers, a table each; ARGS="--sizes 8192" and the like
+bench: $(READY)  ## Speed and memory beside peers, a table each; ARGS is handed to each of benchmarks/, such as --rounds 5
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.losses $(ARGS)
+	$(BIN)/python -m benchmarks.input $(ARGS)
 
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info

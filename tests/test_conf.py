@@ -12,9 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dml.app.build import SPLIT_KEYS, make
+from dml.app.build import CACHE_KEYS, SPLIT_KEYS, make
 from dml.data.dataset import Source
 from tests.app.conftest import composed, train, write_images
+from tests.data.test_transforms import in_test, in_training
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -131,7 +132,7 @@ def test_transform(choice):
     node = resolved("transform", choice)
     transforms = make(node)
     image = Image.new("RGB", (300, 200), (9, 9, 9))
-    for transform in (transforms.train(), transforms.test()):
+    for transform in (in_training(transforms), in_test(transforms)):
         result = transform(image)
         assert result.dtype == torch.uint8 and result.shape == (3, node["size"], node["size"])
 
@@ -148,13 +149,13 @@ def test_the_papers_transform():
         return transform(image).movedim(-3, -1).numpy()
 
     node = resolved("transform", "paper")
-    assert np.array_equal(crops(make(node).test()), padded[:, 16:240])
+    assert np.array_equal(crops(in_test(make(node))), padded[:, 16:240])
     left, right, centre = padded[:, :224], padded[:, 32:], padded[:, 16:240]
     five = [left, right, left, right, centre]  # the upper corners are the lower ones
     expected = np.stack([*five, *(np.stack(five[i])[:, ::-1] for i in (1, 0, 3, 2, 4))])
-    assert np.array_equal(crops(make(node, ten_crop=True).test()), expected)
+    assert np.array_equal(crops(in_test(make(node, ten_crop=True))), expected)
     # In training the place is random, and half of the crops are mirrored.
-    train, seen = make(node).train(), set()
+    train, seen = in_training(make(node)), set()
     torch.manual_seed(0)
     for _ in range(40):
         crop = crops(train)
@@ -189,8 +190,9 @@ def test_logger(choice, tmp_path):
 @pytest.mark.parametrize("choice", choices("data"))
 def test_data(choice, tmp_path):
     node = resolved("data", choice)
-    assert set(SPLIT_KEYS) <= set(node)
-    settings = {key: value for key, value in node.items() if key not in SPLIT_KEYS}
+    ours = {*SPLIT_KEYS, *CACHE_KEYS}
+    assert ours <= set(node) and node["cache"] == "none"
+    settings = {key: value for key, value in node.items() if key not in ours}
     load = pydoc.locate(settings["_target_"])
     assert set(settings) - {"_target_"} == set(inspect.signature(load).parameters)
     if choice == "folder":

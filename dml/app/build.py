@@ -3,20 +3,25 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from dml.app.checks import check
+from dml.data.cache import PLACES, cache_images
 from dml.data.dataset import ImageDataset, Records, Source
+from dml.data.decode import Decode
 from dml.engine.callbacks import make_callbacks
-from dml.engine.datamodule import RetrievalData
+from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 
 # Keys of the data group that say how its training part is split; the others go to the source's own function.
 SPLIT_KEYS = ("val_fraction", "fold", "folds")
+# And those that say where decoded images are kept.
+CACHE_KEYS = ("cache", "cache_dir")
 
 
 @dataclass
@@ -44,7 +49,7 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
     """The source with the training records that validation leaves it, and the validation records."""
     settings = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(settings, dict)
-    split = {key: settings.pop(key) for key in SPLIT_KEYS if key in settings}
+    split = {key: settings.pop(key) for key in (*SPLIT_KEYS, *CACHE_KEYS) if key in settings}
     source = make(settings)
     if not validate:
         return source, None
@@ -82,19 +87,23 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     def dataset(records: Records | None, train: bool = False) -> ImageDataset | None:
         if records is None:
             return None
-        transform = transforms.train() if train else transforms.test()
-        return ImageDataset(records, transform, crop_to_box=transforms.crop_to_box)
+        transform = transforms.train if train else transforms.test
+        return ImageDataset(records, transform, decode=transforms.decode, crop_to_box=transforms.crop_to_box)
 
+    parts = {
+        "train": dataset(source.train, train=True),
+        "validation": dataset(validation),
+        "test": dataset(source.test),
+        "gallery": dataset(source.gallery),
+    }
+    cached = _cache(cfg, source.name, [part for part in parts.values() if part is not None], transforms.decode)
     data = RetrievalData(
-        train=dataset(source.train, train=True),
-        validation=dataset(validation),
-        test=dataset(source.test),
-        gallery=dataset(source.gallery),
+        **parts,
         labels=source.train.labels,
         sampler=make({**cfg.sampler, "_partial_": True}),
         seed=cfg.seed,
         eval_batch_size=cfg.loader.eval_batch_size,
-        workers=cfg.loader.workers,
+        workers=_workers(cfg, source.train, cached),
     )
     backbone = make(cfg.backbone, **({"pretrained": False, "checkpoint_path": None} if for_evaluation else {}))
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -109,6 +118,26 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         watch_test=cfg.protocol.watch_test,
     )
     return Built(source, data, model)
+
+
+def _cache(cfg: DictConfig, name: str, datasets: list[ImageDataset], decode: Decode) -> bool:
+    """Put a cache before the data sets if the config wants one; returns whether it does."""
+    place = cfg.data.get("cache", "none")
+    if place not in PLACES:
+        raise ValueError(f"data.cache={place} is not possible: it must be one of {', '.join(PLACES)}")
+    if place == "none":
+        return False
+    workers = cores() if cfg.loader.workers is None else cfg.loader.workers
+    folder = cfg.data.get("cache_dir", "data/cache")
+    cache_images(datasets, decode, place=place, folder=folder, name=name, workers=workers, progress=cfg.progress_bar)
+    return True
+
+
+def _workers(cfg: DictConfig, train: Records, cached: bool) -> int:
+    """Loader processes: what the user wants, else none for images in memory, few for cached ones, or all cores."""
+    if cfg.loader.workers is not None:
+        return cfg.loader.workers
+    return 0 if isinstance(train.images, np.ndarray) else min(2 if cached else 8, cores())
 
 
 def build_trainer(cfg: DictConfig, folder: str, *, for_evaluation: bool = False) -> pl.Trainer:

@@ -17,7 +17,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dml.app.checkpoint import read_checkpoint
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
-_FREE = frozenset({"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"})
+_FREE = frozenset(
+    {"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    | {"data.cache", "data.cache_dir"}
+)
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 
@@ -105,7 +108,7 @@ def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
 def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> None:
     now = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
-    changed = [line for key in now if key not in free for line in _differences(str(key), before.get(key), now[key])]
+    changed = [line for key in now for line in _differences(str(key), before.get(key), now[key], free)]
     if changed:
         other = "leave out resume" if said.startswith("resume=") else "give another hydra.run.dir or hydra.sweep.dir"
         raise ValueError(
@@ -113,10 +116,12 @@ def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str
         )
 
 
-def _differences(key: str, before: Any, now: Any) -> list[str]:
+def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[str]:
+    if key in free:
+        return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k))]
+        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k), free)]
     return [] if before == now else [f"{key} (then {before}, now {now})"]
 
 

@@ -146,7 +146,7 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset({"_target_", "root", "train_root", "test_root", "download"})
+_PLACE = frozenset({"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir"})
 
 
 def _fingerprint(source: Source) -> str:

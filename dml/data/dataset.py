@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from dml.data.decode import Box, Decode
 
 
 @dataclass(frozen=True)
@@ -135,25 +136,6 @@ def _part_of_each_class(labels: np.ndarray, start: float, stop: float, rng: np.r
     return part
 
 
-def load_image(image: Path | np.ndarray) -> Image.Image:
-    """Decode an image to RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        ValueError: the file cannot be read; names its path.
-    """
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image).convert("RGB")
-    try:
-        with Image.open(image) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            if upright.mode.startswith("I"):
-                # 16 bits a pixel: Pillow's convert would cut off all above 255 instead of scaling.
-                upright = Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {image} cannot be read: {error}") from error
-
-
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Records -> (image uint8 [3, H, W], label, index).
 
@@ -162,15 +144,21 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
     Args:
         records: the images.
-        transform: PIL image -> uint8 tensor [3, H, W] (or [crops, 3, H, W]).
-        crop_to_box: cut every image to its bounding box first.
+        transform: uint8 tensor [3, h, w] -> uint8 tensor [3, H, W] (or [crops, 3, H, W]).
+        decode: image and box, or None -> uint8 tensor [3, h, w]; None: decoding alone. A cache takes its place.
+        crop_to_box: cut every image to its bounding box.
 
     Raises:
         ValueError: crop_to_box for records without boxes, or with a box that holds no pixel.
     """
 
     def __init__(
-        self, records: Records, transform: Callable[[Image.Image], Tensor], *, crop_to_box: bool = False
+        self,
+        records: Records,
+        transform: Callable[[Tensor], Tensor],
+        *,
+        decode: Callable[[Path | np.ndarray, Box | None], Tensor] | None = None,
+        crop_to_box: bool = False,
     ) -> None:
         if crop_to_box and records.boxes is None:
             raise ValueError("transform.crop_to_box=true is not possible: this data set has no bounding boxes")
@@ -184,6 +172,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
                 )
         self.records = records
         self.transform = transform
+        self.decode = Decode() if decode is None else decode
         self.crop_to_box = crop_to_box
 
     def __len__(self) -> int:
@@ -202,9 +191,14 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
                 torch.set_rng_state(state)
         return self._get(item)
 
-    def _get(self, index: int) -> tuple[Tensor, int, int]:
-        image = load_image(self.records.images[index])
+    def to_decode(self, index: int) -> tuple[Path | np.ndarray, Box | None]:
+        """What an item is decoded from: its image, and its box if it is cut to one."""
+        box = None
         if self.crop_to_box:
             assert self.records.boxes is not None
-            image = image.crop(tuple(self.records.boxes[index].tolist()))
-        return self.transform(image), int(self.records.labels[index]), index
+            left, top, right, bottom = self.records.boxes[index].tolist()
+            box = left, top, right, bottom
+        return self.records.images[index], box
+
+    def _get(self, index: int) -> tuple[Tensor, int, int]:
+        return self.transform(self.decode(*self.to_decode(index))), int(self.records.labels[index]), index

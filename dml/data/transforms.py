@@ -1,17 +1,19 @@
-"""Image transforms: PIL RGB image -> uint8 tensor [3, size, size]. Normalisation is the network's."""
+"""Image transforms: decoded image, uint8 [3, h, w] -> uint8 [3, size, size]. Normalisation is the network's."""
 
-from collections.abc import Callable
-
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-Transform = Callable[[Image.Image], Tensor]
+from dml.data.decode import Decode
 
 
 class Transforms:
-    """The pair of transforms of an experiment, for training and for test.
+    """The transforms of an experiment: `decode` is the same every time, then `train`, at random, or `test`.
+
+    A crop is a view and a mirror image one copy, so that reading from a cache costs little more than copying the crop.
+    The random draws are those of torchvision's v2.RandomCrop and v2.RandomHorizontalFlip.
 
     Args:
         size: side of the square that the network sees, in pixels.
@@ -61,85 +63,70 @@ class Transforms:
                 raise ValueError(f"transform.{key}={amount} is not possible: it must be 0 to {highest}")
         if not 0 <= fill <= 255:
             raise ValueError(f"transform.fill={fill} is not possible: it must be 0 to 255")
-        self.size, self.resize, self.resize_side, self.fill = size, resize, resize_side, fill
-        self.train_crop, self.flip = train_crop, flip
-        self.degrees, self.translate, self.scale = degrees, translate, scale
+        self.size, self.fill, self.train_crop, self.flip = size, fill, train_crop, flip
         self.ten_crop, self.crop_to_box = ten_crop, crop_to_box
+        self._resize = Decode(resize, resize_side)
+        # A random part of the image at full size: then only decoding is the same every time.
+        self.decode = Decode() if train_crop == "random_resized" else self._resize
+        self._random_resized = v2.RandomResizedCrop(size)
+        self._affine = v2.RandomAffine(
+            degrees,
+            translate=(translate, translate),
+            scale=(1 - scale, 1 + scale),
+            interpolation=v2.InterpolationMode.BILINEAR,
+            fill=fill,
+        )
+        self._moves = bool(degrees or translate or scale)
 
-    def _resize(self) -> v2.Transform:
-        if self.resize_side == "larger":
-            return _ResizeLarger(self.resize)
-        return v2.Resize(self.resize if self.resize_side == "shorter" else [self.resize, self.resize])
-
-    def train(self) -> Transform:
-        """The transform of training images, random."""
-        steps: list[v2.Transform] = []
+    def train(self, image: Tensor) -> Tensor:
+        """A training image [3, h, w] from `decode` -> [3, size, size], at random."""
         if self.train_crop == "random_resized":
-            steps.append(v2.RandomResizedCrop(self.size))
+            image = _from_pillow(self._random_resized(_to_pillow(image)))
+        elif self.train_crop == "random":
+            image = self._random_crop(image)
         else:
-            steps.append(self._resize())
-            if self.train_crop == "random":
-                steps.append(v2.RandomCrop(self.size, pad_if_needed=True, fill=self.fill))
-            else:
-                steps.append(_CenterCrop(self.size, self.fill))
-        if self.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        if self.degrees or self.translate or self.scale:
-            steps.append(
-                v2.RandomAffine(
-                    self.degrees,
-                    translate=(self.translate, self.translate),
-                    scale=(1 - self.scale, 1 + self.scale),
-                    interpolation=v2.InterpolationMode.BILINEAR,
-                    fill=self.fill,
-                )
-            )
-        return v2.Compose([*steps, v2.PILToTensor()])
+            image = self._center(image, self.size, self.size)
+        if self.flip and torch.rand(1) < 0.5:
+            image = image.flip(2)
+        return _from_pillow(self._affine(_to_pillow(image))) if self._moves else image
 
-    def test(self) -> Transform:
-        """The transform of test images, the same every time."""
-        if self.ten_crop:
-            pad = _PadTo((self.size, self.size), self.fill)
-            return v2.Compose([self._resize(), pad, v2.TenCrop(self.size), _stack])
-        return v2.Compose([self._resize(), _CenterCrop(self.size, self.fill), v2.PILToTensor()])
+    def test(self, image: Tensor) -> Tensor:
+        """A test image [3, h, w] from `decode` -> [3, size, size], or [10, 3, size, size]; the same every time."""
+        if self.decode.resize is None:
+            image = self._resize(image.movedim(0, 2).numpy())
+        if not self.ten_crop:
+            return self._center(image, self.size, self.size)
+        large = self._center(image, max(self.size, image.shape[1]), max(self.size, image.shape[2]))
+        return torch.stack(v2.functional.ten_crop(large, [self.size, self.size]))
 
+    def _random_crop(self, image: Tensor) -> Tensor:
+        corner = []
+        for length in image.shape[1:]:
+            # Where the image is too small, it lies anywhere in the crop, whole.
+            low, high = min(0, length - self.size), max(0, length - self.size)
+            corner.append(low + int(torch.randint(0, high - low + 1, size=())) if high > low else 0)
+        return self._window(image, corner[0], corner[1], self.size, self.size)
 
-class _ResizeLarger(v2.Transform):
-    """Bring the larger side to a size; the other follows, to one pixel at least (torchvision fails on thin images)."""
+    def _center(self, image: Tensor, height: int, width: int) -> Tensor:
+        missing = (height - image.shape[1], width - image.shape[2])
+        top, left = (-(m // 2) if m > 0 else round(-m / 2) for m in missing)
+        return self._window(image, top, left, height, width)
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def transform(self, inpt: Image.Image, params: object) -> Image.Image:
-        larger = max(inpt.size)
-        height, width = (max(1, int(self.size * side / larger)) for side in (inpt.height, inpt.width))
-        return v2.functional.resize(inpt, [height, width])
-
-
-class _PadTo(v2.Transform):
-    """Pad an image evenly to at least the given size (height, width)."""
-
-    def __init__(self, size: tuple[int, int] | list[int], fill: int) -> None:
-        super().__init__()
-        self.size, self.fill = size, fill
-
-    def transform(self, inpt: Image.Image, params: object) -> Image.Image:
-        missing_x, missing_y = max(0, self.size[1] - inpt.width), max(0, self.size[0] - inpt.height)
-        left, top = missing_x // 2, missing_y // 2
-        return v2.functional.pad(inpt, [left, top, missing_x - left, missing_y - top], fill=[float(self.fill)] * 3)
+    def _window(self, image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+        """The window whose corner is at (top, left), which may lie outside; there is the fill."""
+        bottom, right = top + height, left + width
+        if top >= 0 and left >= 0 and bottom <= image.shape[1] and right <= image.shape[2]:
+            return image[:, top:bottom, left:right]
+        window = torch.full((height, width, 3), self.fill, dtype=torch.uint8).movedim(2, 0)
+        inside = image[:, max(0, top) : bottom, max(0, left) : right]
+        y, x = max(0, -top), max(0, -left)
+        window[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
+        return window
 
 
-class _CenterCrop(v2.Transform):
-    """The centre of an image, padded with a gray of choice where it is too small (torchvision pads with black)."""
-
-    def __init__(self, size: int, fill: int) -> None:
-        super().__init__()
-        self.size, self.pad = size, _PadTo((size, size), fill)
-
-    def transform(self, inpt: Image.Image, params: object) -> Image.Image:
-        return v2.functional.center_crop(self.pad.transform(inpt, params), [self.size, self.size])
+def _to_pillow(image: Tensor) -> Image.Image:
+    return Image.fromarray(image.movedim(0, 2).numpy())
 
 
-def _stack(crops: tuple[Image.Image, ...]) -> Tensor:
-    return torch.stack([v2.functional.pil_to_tensor(crop) for crop in crops])
+def _from_pillow(image: Image.Image) -> Tensor:
+    return Decode()(np.asarray(image))

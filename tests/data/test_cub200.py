@@ -60,7 +60,7 @@ def test_boxes_are_corners(root):
     assert source.test.boxes is not None
     np.testing.assert_allclose(source.test.boxes[0], [1.8, 2, 7.8, 7])  # image 7: 7 / 4 at one digit
     transforms = Transforms(size=4, resize=4, resize_side="both", crop_to_box=True)
-    image, label, index = ImageDataset(source.test, transforms.test(), crop_to_box=True)[3]
+    image, label, index = ImageDataset(source.test, transforms.test, decode=transforms.decode, crop_to_box=True)[3]
     assert image.shape == (3, 4, 4) and (label, index) == (1, 3)
 
 

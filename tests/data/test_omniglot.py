@@ -7,7 +7,7 @@ import pytest
 import torchvision.datasets.utils
 from PIL import Image
 
-from dml.data.dataset import load_image
+from dml.data.decode import load_image
 from dml.data.omniglot import load
 
 COUNTS = {"train_classes": 2, "test_classes": 3, "train_images": 4, "test_images": 6}

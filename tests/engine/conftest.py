@@ -62,7 +62,7 @@ def records(images: int, seed: int = 0) -> Records:
 def make_data(*, workers: int = 0, gallery: bool = False, validate: bool = True, seed: int = 5) -> RetrievalData:
     """40 training images in batches of 2 x 4 (5 an epoch), 11 to validate, 9 to test, 6 in the gallery."""
     transforms = Transforms(size=8, resize=8, resize_side="both", train_crop="center", degrees=30, translate=0.2)
-    train, test = transforms.train(), transforms.test()
+    train, test = transforms.train, transforms.test
     return RetrievalData(
         train=ImageDataset(records(40), train),
         validation=ImageDataset(records(11, 1), test) if validate else None,

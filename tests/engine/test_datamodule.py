@@ -111,7 +111,3 @@ def test_images_to_evaluate_come_in_order_and_untouched():
     images = torch.cat([images for images, _, _ in loader])
     expected = torch.from_numpy(data._test.records.images).permute(0, 3, 1, 2)
     assert torch.equal(images, expected)
-
-
-def test_images_in_memory_need_no_workers_unless_asked_for():
-    assert make_data(workers=None)._workers == 0 and make_data(workers=3)._workers == 3
