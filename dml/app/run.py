@@ -26,7 +26,7 @@ from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
-from dml.engine.module import NonFiniteLossError
+from dml.engine.finite import NonFiniteLossError
 from dml.report.figures import draw_embedding
 
 # What Lightning says that no user could change, or that is not so here.
@@ -177,6 +177,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
         "test": _fingerprint(built.source),
+        "engine": config.get("engine", {}),
         "leaked": config["protocol"]["watch_test"],
         "seed": config["seed"],
         "steps": steps,

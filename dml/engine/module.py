@@ -7,13 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from dml.engine.finite import LossWatch
 from dml.engine.gather import gather_batch, gather_rows, on_first_rank
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; raised before the optimiser could put it into the weights."""
 
 
 class MetricLearner(pl.LightningModule):
@@ -28,6 +25,7 @@ class MetricLearner(pl.LightningModule):
         config: plain data that checkpoints carry, to rebuild all this.
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
             their own, so that nothing can mistake them for validation.
+        compile: translate the embedder with torch.compile at its first step; names in checkpoints stay as they are.
     """
 
     def __init__(
@@ -40,12 +38,16 @@ class MetricLearner(pl.LightningModule):
         scheduler: Callable[[torch.optim.Optimizer], Any] | None,
         config: dict[str, Any],
         watch_test: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.embedder, self.loss, self.evaluator = embedder, loss, evaluator
         self._optimizer, self._scheduler = optimizer, scheduler
         self.config = config
         self.watch_test = watch_test
+        if compile:
+            self.embedder.compile()
+        self._watch = LossWatch()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
@@ -72,18 +74,22 @@ class MetricLearner(pl.LightningModule):
         """The loss of the global batch.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: it is NaN or infinite, or on a GPU that of the step before was.
         """
         images, labels, _ = batch
         embeddings, labels = gather_batch(self.embedder(images), labels)
         loss = self.loss(embeddings, labels)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.global_step}: training stopped before the optimiser step. "
-                "The last checkpoint is kept; lower optimizer.lr, or look for images or labels that are broken"
-            )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        self._watch.see(loss, self.global_step)
+        self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
         return loss
+
+    def on_train_end(self) -> None:
+        """Look at the loss of the last step."""
+        self._watch.check()
+
+    def on_validation_start(self) -> None:
+        """Evaluate no weights that a broken loss went into."""
+        self._watch.check()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect embeddings."""
@@ -121,5 +127,10 @@ class MetricLearner(pl.LightningModule):
         return queries, metrics
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the config beside the weights."""
+        """Put the config beside the weights, which no broken loss went into.
+
+        Raises:
+            NonFiniteLossError: one did.
+        """
+        self._watch.check()
         checkpoint["dml_config"] = self.config

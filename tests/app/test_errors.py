@@ -5,7 +5,7 @@ import torch
 from hydra.errors import CompactHydraException
 
 from dml.app.run import as_user_error, run_train
-from dml.engine.module import NonFiniteLossError
+from dml.engine.finite import NonFiniteLossError
 from dml.losses.nra import NRALoss
 from tests.app.conftest import train, write_images
 
