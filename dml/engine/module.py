@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dml.engine.finite import LossWatch
 from dml.engine.gather import gather_batch, gather_rows, on_first_rank
+from dml.engine.micro_batch import embed_in_chunks
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
 
@@ -26,6 +27,11 @@ class MetricLearner(pl.LightningModule):
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
             their own, so that nothing can mistake them for validation.
         compile: translate the embedder with torch.compile at its first step; names in checkpoints stay as they are.
+        micro_batch: images that this process embeds at a time; the loss still sees all (engine/micro_batch.py).
+            None: all at once.
+
+    Raises:
+        ValueError: micro_batch is not positive.
     """
 
     def __init__(
@@ -39,14 +45,18 @@ class MetricLearner(pl.LightningModule):
         config: dict[str, Any],
         watch_test: bool = False,
         compile: bool = False,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
+        if micro_batch is not None and micro_batch <= 0:
+            raise ValueError(f"engine.micro_batch={micro_batch} is not possible: it must be greater than 0, or null")
         self.embedder, self.loss, self.evaluator = embedder, loss, evaluator
         self._optimizer, self._scheduler = optimizer, scheduler
         self.config = config
         self.watch_test = watch_test
         if compile:
             self.embedder.compile()
+        self._micro_batch = micro_batch
         self._watch = LossWatch()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
@@ -77,7 +87,10 @@ class MetricLearner(pl.LightningModule):
             NonFiniteLossError: it is NaN or infinite, or on a GPU that of the step before was.
         """
         images, labels, _ = batch
-        embeddings, labels = gather_batch(self.embedder(images), labels)
+        size = self._micro_batch or len(images)
+        # One chunk would be embedded twice for nothing.
+        mine = embed_in_chunks(self.embedder, images, size) if size < len(images) else self.embedder(images)
+        embeddings, labels = gather_batch(mine, labels)
         loss = self.loss(embeddings, labels)
         self._watch.see(loss, self.global_step)
         self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
