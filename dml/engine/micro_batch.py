@@ -66,6 +66,5 @@ def _as_before(
         torch.set_rng_state(on_host)
         if on_device is not None:
             torch.cuda.set_rng_state(on_device, device)
-        # Without the cache: it may hold the first pass's weights, which have no graph.
-        with torch.autocast(device.type, dtype, enabled=autocast, cache_enabled=False):
+        with torch.autocast(device.type, dtype, enabled=autocast):
             yield
