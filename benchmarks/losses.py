@@ -118,12 +118,12 @@ def extra_memory(name: str, m: int, dim: int, device: str) -> float:
         step(case, x, labels)
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
-    before = _peak()
+    before = peak()
     step(case, x, labels)
-    return _peak() - before
+    return peak() - before
 
 
-def _peak() -> float:
+def peak() -> float:
     """Largest resident memory [MB] of this process since its last reset."""
     status = Path("/proc/self/status").read_text()
     return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
