@@ -177,7 +177,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
         "test": _fingerprint(built.source),
-        "engine": config.get("engine", {}),
+        "engine": {key: value for key, value in config.get("engine", {}).items() if value},  # what is not plain
         "leaked": config["protocol"]["watch_test"],
         "seed": config["seed"],
         "steps": steps,

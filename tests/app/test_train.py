@@ -50,7 +50,7 @@ def test_the_row_says_what_decides_the_result(finished):
     assert row["sampler"]["classes_per_batch"] == 10 and row["batch"] == 50
     assert (row["backbone"], row["weights"], row["dimension"], row["freeze_bn"]) == ("convnet", "random", 2, False)
     assert row["transform"]["size"] == 28 and row["optimizer"]["lr"] == 0.003
-    assert row["normalize"] == {"training": False, "test": False}
+    assert row["normalize"] == {"training": False, "test": False} and row["engine"] == {}
     assert row["protocol"]["name"] == "validated" and row["split"]["val_fraction"] == 0.15
     assert (row["seed"], row["steps"], row["leaked"]) == (3, 12, False)
     assert row["evaluated_step"] == finished.checkpoint("best")["global_step"] in (5, 10)

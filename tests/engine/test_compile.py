@@ -20,14 +20,15 @@ def graphs(monkeypatch):
     return counter
 
 
-def test_checkpoints_of_compiled_and_plain_runs_are_interchangeable(tmp_path, graphs):
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_checkpoints_of_compiled_and_plain_runs_are_interchangeable(tmp_path, graphs, micro_batch):
     ended = {}
     for first in (True, False):
         folder = tmp_path / str(first)
         trainer = make_trainer(folder, 3)
-        trainer.fit(make_learner(compile=first), make_data())
+        trainer.fit(make_learner(compile=first, micro_batch=micro_batch), make_data())
         trainer.save_checkpoint(folder / "x.ckpt")
-        learner = make_learner(compile=not first)
+        learner = make_learner(compile=not first, micro_batch=micro_batch)
         assert set(torch.load(folder / "x.ckpt", weights_only=True)["state_dict"]) == set(learner.state_dict())
         make_trainer(folder, 6).fit(learner, make_data(), ckpt_path=folder / "x.ckpt", weights_only=True)
         ended[first] = learner.embedder.state_dict()

@@ -115,3 +115,13 @@ def test_images_to_evaluate_come_in_order_and_untouched():
 
 def test_images_in_memory_need_no_workers_unless_asked_for():
     assert make_data(workers=None)._workers == 0 and make_data(workers=3)._workers == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(device):
+    # Lightning copies without waiting, which takes effect from pinned memory only.
+    data = make_data(gallery=True)
+    attach(data)
+    data.trainer.strategy.root_device = torch.device(device)
+    loaders = [data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [device == "cuda"] * 4
