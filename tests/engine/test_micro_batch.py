@@ -1,16 +1,14 @@
-"""Gradient caching: the gradients of the whole batch, whatever is drawn, counted or rounded on the way."""
+"""Gradient caching: the gradients of the whole batch, whatever is drawn, counted or rounded on the way.
+
+Several processes: test_gather.py.
+"""
 
 import copy
-import os
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
-from torch.nn.parallel import DistributedDataParallel
 
-from dml.engine.gather import gather_batch
 from dml.engine.micro_batch import embed_in_chunks
 from dml.losses.nra import NRALoss
 from tests.engine.conftest import OwnWeights, make_data, make_learner, make_trainer
@@ -123,41 +121,3 @@ def test_training_is_that_of_the_plain_step(tmp_path, options):
     assert not torch.equal(ended[0]["embedder.head.weight"], make_learner().embedder.head.weight)
     torch.testing.assert_close(ended[1], ended[0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(ended[2], ended[0], rtol=0, atol=0)
-
-
-class _Step(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embedder, self.loss = network().double(), LOSSES["cross_entropy"]().double()
-
-    def forward(self, x, labels, size):
-        embeddings = embed_in_chunks(self.embedder, x, size) if size else self.embedder(x)
-        return self.loss(*gather_batch(embeddings, labels))
-
-
-def _worker(rank, folder):
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    step, exchanged = _Step(), []
-    x = images().double()
-    step(x, LABELS, None).backward()
-    expected = [parameter.grad.clone() for parameter in step.parameters()]
-    step.zero_grad()
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    parallel = DistributedDataParallel(step)
-
-    def counting(_, bucket):
-        exchanged.extend(id(parameter) for parameter in bucket.parameters())
-        return dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(lambda done: done.value()[0])
-
-    parallel.register_comm_hook(None, counting)
-    mine = slice(0, 7) if rank == 0 else slice(7, 12)
-    parallel(x[mine], LABELS[mine], 3).backward()
-    assert sorted(exchanged) == sorted(id(parameter) for parameter in step.parameters())  # each once
-    for parameter, wanted in zip(step.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-9, atol=1e-12)
-    dist.destroy_process_group()
-
-
-def test_two_processes_exchange_once_and_are_one(tmp_path):
-    start_processes(_worker, (str(tmp_path),), nprocs=2, start_method="spawn")
