@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
+BENCH ?= losses retrieval input training micro_batch
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint format figure4 bench clean
@@ -37,10 +38,9 @@ figure4: $(READY)  ## Fig. 4 of the paper: four losses, one plane each; ARGS="se
 	$(BIN)/python train.py -m method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
 	$(BIN)/python -m dml.report $$dir
 
-bench: $(READY)  ## Speed and memory beside peers, a table each; ARGS is handed to each of benchmarks/, such as --rounds 5
+bench: $(READY)  ## Speed and memory beside peers, a table each; BENCH=losses ARGS="--sizes 8192" and the like
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	$(BIN)/python -m benchmarks.losses $(ARGS)
-	$(BIN)/python -m benchmarks.input $(ARGS)
+	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info

@@ -29,6 +29,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 import dml.models.backbones  # noqa: F401  (registers googlenet)
+from benchmarks.measure import by_turns
 from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset
 from dml.data.folder import read_tree
@@ -120,17 +121,6 @@ def googlenet_step(device: str) -> Callable[[Any], None]:
             torch.cuda.synchronize()
 
     return step
-
-
-def by_turns(cases: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Any]:
-    """The medians of what the cases give, column by column."""
-    found: dict[str, list[Any]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        for name, case in cases.items():
-            value = case()
-            if turn:
-                found[name].append(value)
-    return {name: np.median(np.array(values), axis=0) for name, values in found.items()}
 
 
 def main() -> None:

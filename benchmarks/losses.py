@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.measure import by_turns, extra_memory, in_process
+from benchmarks.measure import by_turns, extra_memory, in_process, timed
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.npair import NPairLoss
@@ -109,12 +109,9 @@ def main() -> None:
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
-        case, (x, labels) = (
-            cases(options.sizes[0])[options.memory],
-            batch(options.sizes[0], options.dim, options.device),
-        )
-        small = batch(64, options.dim, options.device)
-        print(extra_memory(partial(step, case, x, labels), partial(step, case, *small), options.device))
+        case = partial(step, cases(options.sizes[0])[options.memory])
+        large, small = (batch(m, options.dim, options.device) for m in (options.sizes[0], 64))
+        print(extra_memory(case, large, small, options.device))
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for m in options.sizes:
@@ -124,14 +121,13 @@ def main() -> None:
 def table(m: int, options: argparse.Namespace) -> None:
     """Time all cases of one size by turns, then measure the memory of each."""
     x, labels = batch(m, options.dim, options.device)
-    chosen = {name: partial(step, case, x, labels) for name, case in cases(m).items()}
+    chosen = {name: timed(step, case, x, labels, device=options.device) for name, case in cases(m).items()}
     median = by_turns(chosen, options.rounds, repeats=20 if m <= 512 else 1)
     floor = min(median["product"], median["product (oneDNN)"])
     print(f"\n| m = {m}, d = {options.dim} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
     given = ("--sizes", m, "--dim", options.dim, "--device", options.device)
     for name, seconds in median.items():
         memory = in_process("benchmarks.losses", "--memory", name, *given)
-        memory = memory if memory == "failed" else f"{float(memory):.0f}"
         print(f"| {name} | {1000 * seconds:.1f} | {seconds / floor:.2f} | {memory} |", flush=True)
 
 

@@ -1,6 +1,5 @@
-"""What the benchmarks share: medians of cases that take turns, and the peak memory of a process of its own."""
+"""What the benchmarks share: medians of cases that take turns, seconds of a call, memory of a process of its own."""
 
-import statistics
 import subprocess
 import sys
 import time
@@ -8,52 +7,61 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
-def by_turns(cases: dict[str, Callable[[], Any]], rounds: int, repeats: int = 1) -> dict[str, float]:
-    """Median seconds of each case over rounds in which all take turns, after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
+def by_turns(cases: dict[str, Callable[[], Any]], rounds: int, repeats: int = 1) -> dict[str, Any]:
+    """The median of the numbers (or arrays) that each case returns, over rounds of turns after one to warm up."""
+    found: dict[str, list[Any]] = {name: [] for name in cases}
     for turn in range(rounds + 1):
         for name, case in cases.items():
-            seconds = [_timed(case) for _ in range(repeats)]
+            values = [case() for _ in range(repeats)]
             if turn:
-                times[name] += seconds
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+                found[name] += values
+    return {name: np.median(np.array(values), axis=0) for name, values in found.items()}
 
 
-def _timed(case: Callable[[], Any]) -> float:
-    if torch.cuda.is_available():
+def finish(device: str) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device != "cpu":
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    case()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
-def extra_memory(case: Callable[[], Any], warm_up: Callable[[], Any], device: str) -> float:
-    """Peak [MB] of a call over what was held before it, for a process of its own; libraries allocate when warmed up."""
-    warm_up()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
-    before = _peak()
-    case()
-    return _peak() - before
+def timed(case: Callable[..., Any], *given: Any, device: str) -> Callable[[], float]:
+    """The case, returning the seconds it took."""
+
+    def seconds() -> float:
+        finish(device)
+        start = time.perf_counter()
+        case(*given)
+        finish(device)
+        return time.perf_counter() - start
+
+    return seconds
 
 
-def _peak() -> float:
-    """Largest resident memory [MB] of this process since its last reset."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+def most_memory(device: str, forget: bool = False) -> float:
+    """Most memory [MB] that the device, or this process, has held since the last call that forgot (Linux)."""
+    if device != "cpu":
+        if forget:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1e6
+    if forget:
+        Path("/proc/self/clear_refs").write_text("5")
+    return float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+def extra_memory(case: Callable[..., Any], large: tuple[Any, ...], small: tuple[Any, ...], device: str) -> float:
+    """Peak [MB] of a call over what was held before it, for a process of its own; a small one warms libraries up."""
+    case(*small)
+    before = most_memory(device, forget=True)
+    case(*large)
+    return most_memory(device) - before
 
 
 def in_process(module: str, *arguments: object) -> str:
-    """The last word that `python -m module arguments` prints, or "failed"."""
+    """The last number that `python -m module arguments` prints, without its digits, or "failed"."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.split()[-1] if done.returncode == 0 else "failed"
+    return f"{float(done.stdout.split()[-1]):.0f}" if done.returncode == 0 else "failed"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import by_turns, extra_memory, in_process
+from benchmarks.measure import by_turns, extra_memory, in_process, timed
 from dml.products import matmul
 from dml.retrieval.evaluator import Evaluator
 
@@ -100,7 +100,7 @@ def main() -> None:
         x, labels = embeddings(images, classes, noise, options.dim, options.device)
         if options.memory:
             case, small = cases(images)[options.memory], embeddings(1500, 300, noise, options.dim, options.device)
-            print(extra_memory(partial(case, x, labels), partial(case, *small), options.device))
+            print(extra_memory(case, (x, labels), small, options.device))
             return
         title = f"{images} x {options.dim}, {classes} classes"
         table(title, cases(images), x, labels, options.rounds, ["--sizes", size, *given])
@@ -110,12 +110,12 @@ def table(title: str, chosen: dict[str, Case], x: Tensor, labels: np.ndarray, ro
     """Time all cases by turns, then measure the memory of each."""
     found = chosen["all rank metrics"](x, labels)
     print(f"\nRecall@1 {found['recall@1']:.3f}, MAP@R {found['map@r']:.3f}", file=sys.stderr)
-    median = by_turns({name: partial(case, x, labels) for name, case in chosen.items()}, rounds)
+    device = "cuda" if x.is_cuda else "cpu"
+    median = by_turns({name: timed(case, x, labels, device=device) for name, case in chosen.items()}, rounds)
     floor = min(median["product"], median["product (oneDNN)"])
     print(f"\n| {title} | s | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
     for name, seconds in median.items():
         memory = in_process("benchmarks.retrieval", "--memory", name, *given)
-        memory = memory if memory == "failed" else f"{float(memory):.0f}"
         print(f"| {name} | {seconds:.2f} | {seconds / floor:.2f} | {memory} |", flush=True)
 
 

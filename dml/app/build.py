@@ -116,6 +116,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},
         watch_test=cfg.protocol.watch_test,
+        **({} if for_evaluation else make(cfg.engine)),
     )
     return Built(source, data, model)
 

@@ -18,9 +18,11 @@ from dml.app.checkpoint import read_checkpoint
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
-    {"resume", "trainer", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    {"resume", "trainer", "engine", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
     | {"data.cache", "data.cache_dir"}
 )
+# Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
+_SAME_RUN = _FREE - {"trainer", "engine"}
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 
@@ -72,7 +74,7 @@ def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     found = json.loads(file.read_text())
     if (folder / "config.yaml").is_file():
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        _same_settings(before, cfg, _FREE - {"trainer"}, f"{folder} holds a run that")
+        _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
     if found["row"].get("code") != code_version():
         raise ValueError(
             f"{folder} holds a run that another version of the code finished, and it is left as it is: "
@@ -96,7 +98,7 @@ def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
     if not path.is_file():
         return None
     before = read_checkpoint(path, "resume")["dml_config"]
-    _same_settings(before, cfg, _FREE - {"trainer"}, f"{folder} holds a run that")
+    _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
     if before.get("code") != code_version():
         raise ValueError(
             f"{folder} holds a run that another version of the code began, and it is left as it is: to begin again "

@@ -29,7 +29,7 @@ from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.ranks import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
-from dml.engine.module import NonFiniteLossError
+from dml.engine.finite import NonFiniteLossError
 from dml.report.figures import draw_embedding
 
 # What Lightning says that no user could change, or that is not so here.
@@ -191,6 +191,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
         "test": _fingerprint(built.source),
+        "engine": {key: value for key, value in config.get("engine", {}).items() if value},  # what is not plain
         "leaked": config["protocol"]["watch_test"],
         "seed": config["seed"],
         "steps": steps,

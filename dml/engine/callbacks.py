@@ -24,7 +24,10 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the state after the last step, while its epoch is still open: more steps can then follow exactly."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        # Lightning has the first process tell all the others what time it is, and all wait for that.
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        if trainer.world_size == 1 or trainer.global_step % every == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if trainer.global_step >= trainer.max_steps:
             self._save(trainer)
 

@@ -7,14 +7,12 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from dml.engine.finite import LossWatch
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
+from dml.engine.micro_batch import embed_in_chunks
 from dml.engine.progress import StepProgressBar
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; raised before the optimiser could put it into the weights."""
 
 
 class MetricLearner(pl.LightningModule):
@@ -29,6 +27,12 @@ class MetricLearner(pl.LightningModule):
         config: plain data that checkpoints carry, to rebuild all this.
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
             their own, so that nothing can mistake them for validation.
+        compile: translate the embedder with torch.compile at its first step; names in checkpoints stay as they are.
+        micro_batch: images that this process embeds at a time; the loss still sees all (engine/micro_batch.py).
+            None: all at once.
+
+    Raises:
+        ValueError: micro_batch is not positive.
     """
 
     def __init__(
@@ -41,14 +45,22 @@ class MetricLearner(pl.LightningModule):
         scheduler: Callable[[torch.optim.Optimizer], Any] | None,
         config: dict[str, Any],
         watch_test: bool = False,
+        compile: bool = False,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
+        if micro_batch is not None and micro_batch <= 0:
+            raise ValueError(f"engine.micro_batch={micro_batch} is not possible: it must be greater than 0, or null")
         self.embedder, self.loss, self.evaluator = embedder, loss, evaluator
         # Every rank computes the loss of the same batch, so what a loss remembers is the same already.
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
         self.config = config
         self.watch_test = watch_test
+        if compile:
+            self.embedder.compile()
+        self._micro_batch = micro_batch
+        self._watch = LossWatch()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
@@ -75,18 +87,25 @@ class MetricLearner(pl.LightningModule):
         """The loss of the global batch.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteLossError: it is NaN or infinite, or on a GPU that of the step before was.
         """
         images, labels, _ = batch
-        embeddings, labels = gather_batch(self.embedder(images), labels)
+        size = self._micro_batch or len(images)
+        # One chunk would be embedded twice for nothing.
+        mine = embed_in_chunks(self.embedder, images, size) if size < len(images) else self.embedder(images)
+        embeddings, labels = gather_batch(mine, labels)
         loss = self.loss(embeddings, labels)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} at step {self.global_step}: training stopped before the optimiser step. "
-                "The last checkpoint is kept; lower optimizer.lr, or look for images or labels that are broken"
-            )
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(labels))
+        self._watch.see(loss, self.global_step)
+        self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
         return loss
+
+    def on_train_end(self) -> None:
+        """Look at the loss of the last step."""
+        self._watch.check()
+
+    def on_validation_start(self) -> None:
+        """Evaluate no weights that a broken loss went into."""
+        self._watch.check()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect embeddings."""
@@ -136,5 +155,10 @@ class MetricLearner(pl.LightningModule):
             bar.show("Clustering", done, of)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the config beside the weights."""
+        """Put the config beside the weights, which no broken loss went into.
+
+        Raises:
+            NonFiniteLossError: one did.
+        """
+        self._watch.check()
         checkpoint["dml_config"] = self.config

@@ -32,10 +32,14 @@ class StepProgressBar(RichProgressBar):
             super().on_train_epoch_start(trainer, pl_module)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """What the step logs, without the logger's version number."""
-        items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return items
+        """The loss, without the logger's version number."""
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if name == "train/loss"}
+
+    def _update_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # At the steps that are logged: who reads the loss at every step waits for the GPU at every step.
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and trainer.global_step % every == 0:
+            super()._update_metrics(trainer, pl_module)
 
     def show(self, description: str, done: int, of: int) -> None:
         """A bar of its own for work within a step, which goes when all is done."""

@@ -61,5 +61,8 @@ class Embedder(nn.Module):
         """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> embeddings [B, D]."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        embeddings = self.head(self.backbone(x))
+        features = self.backbone(x)
+        # The head leaves autocast: embeddings of bfloat16's 8 bits would tie, in mining and in ranking.
+        with torch.autocast(features.device.type, enabled=False):
+            embeddings = self.head(features.to(self.head.weight.dtype))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings

@@ -5,7 +5,7 @@ import torch
 from hydra.errors import CompactHydraException
 
 from dml.app.run import as_user_error, run_train
-from dml.engine.module import NonFiniteLossError
+from dml.engine.finite import NonFiniteLossError
 from dml.losses.nra import NRALoss
 from tests.app.conftest import train, write_images
 
@@ -27,6 +27,7 @@ from tests.app.conftest import train, write_images
         ("method=cross_entropy loss.embedding_dim=3", r"loss\.embedding_dim=3 is not embedder\.dim=2"),
         ("protocol.watch_test=true", r"protocol\.watch_test=true is for protocol=paper"),
         ("trainer.max_steps=0", r"trainer\.max_steps=0"),
+        ("engine.micro_batch=0", r"engine\.micro_batch=0 is not possible"),
         ("embedder.dim=0", r"embedder\.dim=0"),
         ("data.val_fraction=1.5", r"data\.val_fraction=1\.5"),
         ("data.fold=5", r"data\.fold=5"),

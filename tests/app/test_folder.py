@@ -57,6 +57,8 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path):
         train(tmp_path, "seed=1")
     with pytest.raises(ValueError, match=r"trainer\.max_steps \(then 3, now 4\)"):
         train(tmp_path, "trainer.max_steps=4")
+    with pytest.raises(ValueError, match=r"engine\.micro_batch \(then None, now 16\)"):
+        train(tmp_path, "engine.micro_batch=16")
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 

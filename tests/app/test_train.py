@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from tests.app.conftest import train
+from tests.app.conftest import evaluate, train
 
 STEPS = ("trainer.max_steps=6", "trainer.val_check_interval=3", "scheduler=none")
 
@@ -50,7 +50,7 @@ def test_the_row_says_what_decides_the_result(finished):
     assert row["sampler"]["classes_per_batch"] == 10 and row["batch"] == 50
     assert (row["backbone"], row["weights"], row["dimension"], row["freeze_bn"]) == ("convnet", "random", 2, False)
     assert row["transform"]["size"] == 28 and row["optimizer"]["lr"] == 0.003
-    assert row["normalize"] == {"training": False, "test": False}
+    assert row["normalize"] == {"training": False, "test": False} and row["engine"] == {}
     assert row["protocol"]["name"] == "validated" and row["split"]["val_fraction"] == 0.15
     assert (row["seed"], row["steps"], row["leaked"]) == (3, 12, False)
     assert row["evaluated_step"] == finished.checkpoint("best")["global_step"] in (5, 10)
@@ -140,3 +140,12 @@ def test_a_row_tells_runs_of_other_data_and_other_training_apart(tmp_path):
     assert rows["split"]["test"] != rows["plain"]["test"] and rows["split"]["split"]["split_seed"] == 1
     assert rows["interval"]["trainer"] != rows["plain"]["trainer"] != rows["clipped"]["trainer"]
     assert rows["threads"] == rows["plain"]
+
+
+def test_mixed_precision_from_training_to_evaluation(tmp_path):
+    run = train(tmp_path / "run", *STEPS, "trainer.precision=bf16-mixed", "optimizer.fused=true")
+    best = run.folder / "checkpoints" / "best.ckpt"
+    again = evaluate(tmp_path / "again", best, "trainer.precision=bf16-mixed").metrics
+    assert again == {name: value for name, value in run.metrics.items() if name.startswith("test/")}
+    exact = evaluate(tmp_path / "exact", best).metrics
+    assert exact != again and exact == pytest.approx(again, abs=0.05)

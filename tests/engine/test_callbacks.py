@@ -1,11 +1,10 @@
-"""best.ckpt and last.ckpt, and the bar over the steps of a run."""
+"""best.ckpt and last.ckpt."""
 
 import pytest
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dml.engine.callbacks import make_callbacks
-from dml.engine.progress import StepProgressBar
 from tests.engine.conftest import AtStep, Scores, make_data, make_learner, make_trainer
 
 
@@ -83,17 +82,3 @@ def test_last_is_written_every_few_minutes(tmp_path):
     # Checkpoints come last among the callbacks: each step sees the file of the step before.
     assert seen == [False, 1, 2, 3]
     assert names(tmp_path) == ["last.ckpt"]
-
-
-def test_the_bar_counts_the_steps_of_the_run(tmp_path):
-    counted = []
-
-    class Bar(StepProgressBar):
-        def on_train_batch_end(self, *args):
-            super().on_train_batch_end(*args)
-            tasks = [task for task in self.progress.tasks if task.description.startswith("Training")]
-            counted.extend((len(tasks), task.completed, task.total) for task in tasks)
-
-    # 12 steps are two epochs of five batches and a part of a third.
-    make_trainer(tmp_path, 12, Bar(), enable_progress_bar=True).fit(make_learner(), make_data())
-    assert counted == [(1, step, 12) for step in range(1, 13)]

@@ -111,3 +111,13 @@ def test_images_to_evaluate_come_in_order_and_untouched():
     images = torch.cat([images for images, _, _ in loader])
     expected = torch.from_numpy(data._test.records.images).permute(0, 3, 1, 2)
     assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_for_a_gpu_are_pinned(device):
+    # Lightning copies without waiting, which takes effect from pinned memory only.
+    data = make_data(gallery=True)
+    attach(data)
+    data.trainer.strategy.root_device = torch.device(device)
+    loaders = [data.train_dataloader(), *data.val_dataloader(), *data.test_dataloader()]
+    assert [loader.pin_memory for loader in loaders] == [device == "cuda"] * 4

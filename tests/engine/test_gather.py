@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
 
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
+from dml.engine.micro_batch import embed_in_chunks
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.nra import NRALoss
 
@@ -58,10 +60,43 @@ def _check(world):
         dist.all_reduce(gradient)  # as DDP: the mean over ranks
         torch.testing.assert_close(gradient / world, wanted, rtol=1e-5, atol=1e-12)
 
+    _check_chunks(model, images[mine], labels[mine], expected)
+
     assert processes() == (rank, world)
     total = add_over_ranks(np.array([1, 2]) * 10**rank, torch.device("cpu"))
     assert total.dtype == np.int64 and total.tolist() == {2: [11, 22], 3: [111, 222]}[world]
     assert add_over_ranks(np.array([0.5 + rank]), torch.device("cpu")).tolist() == [{2: 2.0, 3: 4.5}[world]]
+
+
+class _Chunked(nn.Module):
+    """A training step that embeds three images at a time."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images, labels):
+        embeddings = embed_in_chunks(self.model["embedder"], images, 3)
+        return self.model["loss"](*gather_batch(embeddings, labels))
+
+
+def _check_chunks(model, images, labels, expected):
+    """Gradient caching under DistributedDataParallel: the gradients of one process, each exchanged once."""
+    parallel, exchanged = DistributedDataParallel(_Chunked(copy.deepcopy(model))), []
+
+    def exchange(world, bucket):
+        exchanged.extend(id(parameter) for parameter in bucket.parameters())
+        dist.all_reduce(bucket.buffer().div_(world))
+        done = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    parallel.register_comm_hook(dist.get_world_size(), exchange)
+    parallel(images, labels).backward()
+    parameters = list(parallel.parameters())
+    assert sorted(exchanged) == sorted(map(id, parameters))
+    for parameter, wanted in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted, rtol=1e-5, atol=1e-12)
 
 
 def _single_process(model, images, labels):

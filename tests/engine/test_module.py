@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dml.engine.module import NonFiniteLossError
+from dml.engine.finite import NonFiniteLossError
 from tests.engine.conftest import AtStep, OwnWeights, Scores, make_data, make_learner, make_trainer, records
 
 
