@@ -19,7 +19,7 @@ from dml.retrieval.tiles import Place, Side, Tile, above, between, rounding, sim
 
 _TILE = {"cpu": 1024, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
 _AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
-_MANY = 1 / 64  # share of a tile left open by float32 from which a float64 product is faster than differences
+_MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
 
 
 @dataclass(frozen=True)
