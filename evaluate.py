@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     from dml.app.checkpoint import offer_trained_config
-    from dml.app.ranks import one_folder
+    from dml.app.launch import one_folder
 
     offer_trained_config(sys.argv[1:])
     sys.argv += one_folder(sys.argv)

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from dml.app.ranks import one_folder
+from dml.app.launch import one_folder
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

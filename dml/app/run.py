@@ -26,7 +26,7 @@ from rich.table import Table
 from dml.app.build import Built, build, build_trainer
 from dml.app.checkpoint import read_checkpoint
 from dml.app.folder import code_version, finished_metrics, held, resume_point
-from dml.app.ranks import is_command_of_its_own, run_as_command
+from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from dml.app.ranks import one_folder
+from dml.app.launch import one_folder
 from tests.app.conftest import ROOT, TRAIN, train
 from tests.app.test_processes import end, start
 
