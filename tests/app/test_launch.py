@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dml.app.launch import one_folder
-from tests.app.conftest import ROOT, TRAIN, train
+from tests.app.conftest import ROOT, TRAIN, train, write_images
 from tests.app.test_processes import end, start
 
 # SGD: Adam turns the last digit of a gradient near 0 into a whole step.
@@ -30,6 +30,15 @@ def test_jobs_of_two_processes_in_a_sweep(tmp_path):
     assert err.count("loss.alpha=-1 is not possible") == 1 and out.count("Files: ") == 1
     assert {path.name for path in folder.iterdir()} == {"0", "1", "multirun.yaml"}
     assert_as_one_process(folder / "1", single)
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    root = write_images(tmp_path / "images", 8, 8)
+    broken = root / "class0" / "3.png"  # one of the two reads it in the first step, and the other waits for its rows
+    broken.write_bytes(broken.read_bytes()[:60])
+    batch = ("batch.classes_per_batch=4", "batch.samples_per_class=8", "protocol=paper")
+    code, _, err = end(start("train.py", *TWO, *batch, "data=folder", f"data.root={root}", f"hydra.run.dir={tmp_path}"))
+    assert code != 0 and f"the image {broken} cannot be read" in err
 
 
 def test_torchrun_writes_into_one_folder(tmp_path):
