@@ -152,15 +152,21 @@ class _Rows:
             return
         for dtype in (torch.float32, torch.float64):
             s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
-            edges = torch.cat([self.threshold + slack, self.threshold - slack], dim=1).to(dtype)
-            surely, possibly = above(s, edges).chunk(2, dim=1)
+            nearer, nearest = (self.threshold + slack).to(dtype), (self.threshold - slack).to(dtype)
+            # Rows without anything near enough for their farthest positive, most of them where networks are good.
+            some = (s.amax(dim=1) > nearest.amin(dim=1)).nonzero()[:, 0]
+            if len(some) * 4 > len(s):
+                some = torch.arange(len(s), device=s.device)
+            else:
+                s, nearer, nearest = s[some], nearer[some], nearest[some]
+            surely, possibly = above(s, torch.cat([nearer, nearest], dim=1)).chunk(2, dim=1)
             undecided = possibly - surely
-            if int(undecided.sum()) <= _MANY * s.numel():
+            if int(undecided.sum()) <= _MANY * len(self.real) * s.shape[1]:
                 break
-        self.before += surely
-        nearer, nearest = edges.chunk(2, dim=1)
-        for row, positive in _parts(undecided.nonzero(), s.shape[1]):
-            which, column = between(s[row], nearest[row, positive, None], nearer[row, positive, None])
+        self.before[some] += surely
+        for line, positive in _parts(undecided.nonzero(), s.shape[1]):
+            which, column = between(s[line], nearest[line, positive, None], nearer[line, positive, None])
+            row = some[line]
             item, candidate, query = column + tile.columns.start, self.candidate[row, positive], row + self.items.start
             squared, than = self._squared(query[which], item), self._squared(query, candidate)[which]
             lower = self.g.index[item] < self.g.index[candidate[which]]
