@@ -28,7 +28,7 @@ def ranked(request, monkeypatch):
     """Each way to the ranks: one tile, many, many whose rows are sorted, and FAISS."""
     if request.param != "whole":
         monkeypatch.setattr(counting, "_TILE", {"cpu": 32})
-        monkeypatch.setattr(counting, "_AT_ONCE", 500)
+        monkeypatch.setattr(counting, "_AT_ONCE", 5000)
     if request.param == "sorted tiles":
         monkeypatch.setattr(tiles, "_FEW", 0)
     return searched_ranks if request.param == "searched" else counted
