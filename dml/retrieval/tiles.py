@@ -96,11 +96,13 @@ def rounding(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) 
     """Bound [rows, 1] on the error of those similarities, and of as large a number rounded to that precision.
 
     A sum of D products in any order is off by at most D u |q||g| (Higham 2002, section 3.1), u being half of eps; the
-    rest is rounded inputs, norms and the two subtractions. The last term is what can vanish below float32's smallest.
+    rest is rounded inputs, norms and the two subtractions. Norms and exact distances are sums in float64 in either
+    precision. The last term is what can vanish below float32's smallest.
     """
     near, far = q.norm[rows, None], g.norm[columns].max()
-    dim, u = q.x.shape[1], torch.finfo(dtype).eps / 2
-    return u * ((dim + 8) * near * far + 8 * (near**2 + far**2)) + 2 * dim * torch.finfo(torch.float32).tiny
+    dim, u, both = q.x.shape[1], torch.finfo(dtype).eps / 2, near**2 + far**2
+    product = u * ((dim + 8) * near * far + 8 * both)
+    return product + torch.finfo(torch.float64).eps * (dim + 8) * both + 2 * dim * torch.finfo(torch.float32).tiny
 
 
 class Tile:

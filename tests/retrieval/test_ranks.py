@@ -119,6 +119,15 @@ def test_distances_far_below_the_largest_norm_are_told_apart(ranked):
     assert_ranks(ranked(np.zeros((3, 1), np.float32), labels, gallery, labels), [[2], [1], [0]])
 
 
+def test_norms_that_float64_rounds_are_told_apart(ranked):
+    # A sum one by one loses the positive's small squares, 2**-54 each, and keeps the negative's one of half their sum.
+    positive, negative = np.full(2048, 2.0**-27, np.float32), np.zeros(2048, np.float32)
+    positive[:4] = negative[:4] = 1
+    negative[4] = (2044 * 2.0**-54 / 2) ** 0.5
+    gallery, labels = np.stack([positive, -positive, negative, -negative]), np.arange(4)
+    assert_ranks(ranked(np.zeros((1, 2048), np.float32), labels[:1], gallery, labels), [[2]])
+
+
 def test_positives_beyond_the_depth_come_last():
     x, y = oracle.embeddings_and_labels("random", 60, 4, 6)
     whole, some = searched_ranks(x, y), searched_ranks(x, y, depth=9)
