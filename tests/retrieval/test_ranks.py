@@ -119,6 +119,16 @@ def test_distances_far_below_the_largest_norm_are_told_apart(ranked):
     assert_ranks(ranked(np.zeros((3, 1), np.float32), labels, gallery, labels), [[2], [1], [0]])
 
 
+def test_products_that_float32_rounds_one_way_are_mended(ranked):
+    # A product one by one loses all small terms, 2**-23 each beside 4: more than what sets the two distances apart.
+    query = np.full(2050, 2.0**-11.5, np.float32)
+    query[:4], query[2048:] = 1, 0
+    positive, negative = query.copy(), query.copy()
+    positive[2048], negative[2049] = 2**-6.5, 2**-7
+    gallery, labels = np.stack([positive, -positive, negative, -negative]), np.arange(4)
+    assert_ranks(ranked(query[None], labels[:1], gallery, labels), [[1]])
+
+
 def test_norms_that_float64_rounds_are_told_apart(ranked):
     # A sum one by one loses the positive's small squares, 2**-54 each, and keeps the negative's one of half their sum.
     positive, negative = np.full(2048, 2.0**-27, np.float32), np.zeros(2048, np.float32)
