@@ -48,10 +48,9 @@ class CrossBatchMemory(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar; the batch is remembered for the next calls."""
-        kept = min(self.stored, len(self.labels))
         value = self.loss(
-            torch.cat([embeddings, self.embeddings[:kept].to(embeddings)]),
-            torch.cat([labels, self.labels[:kept]]),
+            torch.cat([embeddings, self.embeddings[: self.stored]]),
+            torch.cat([labels, self.labels[: self.stored]]),
             anchors=len(labels),
         )
         if self.step >= self.start_step:
