@@ -129,14 +129,7 @@ class MetricLearner(pl.LightningModule):
         self._seen.setdefault(loader, []).append((self(images).float(), labels, index))
 
     def _evaluate(self, stage: str) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
-        sides = []
-        for loader in sorted(self._seen):
-            # Each rank saw its share; put together in the order of the records, as one process sees them.
-            columns = zip(*self._seen[loader], strict=True)
-            embeddings, labels, index = (gather_rows(torch.cat(column)) for column in columns)
-            order = index.argsort()
-            sides.append((embeddings[order], labels[order]))
-        self._seen.clear()
+        sides = [self._put_together(loader) for loader in sorted(self._seen)]
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
         metrics = self.evaluator(
             *queries,
@@ -149,6 +142,13 @@ class MetricLearner(pl.LightningModule):
         metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
         self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
         return queries, metrics
+
+    def _put_together(self, loader: int) -> tuple[Tensor, Tensor]:
+        """What all ranks saw of a loader, each its share, in the order of the records, as one process sees them."""
+        columns = zip(*self._seen.pop(loader), strict=True)
+        embeddings, labels, index = (gather_rows(torch.cat(column)) for column in columns)
+        order = index.argsort()
+        return embeddings[order], labels[order]
 
     def _show_clustering(self, done: int, of: int) -> None:
         if isinstance(bar := self.trainer.progress_bar_callback, StepProgressBar):
