@@ -60,10 +60,10 @@ class TripletLoss(nn.Module):
             positive, negative = masks(labels, rows)
             negatives, order = sorted_rows(squared.masked_fill(~negative, torch.inf))
             count = negative.sum(dim=1)
-            members, real = first_of_rows(positive & (count > 0)[:, None])
+            members, real = first_of_rows(positive)
             # Position in the sorted row of the first negative strictly farther than each positive.
             place = torch.searchsorted(negatives, squared.gather(1, members), right=True)
-            place = torch.minimum(place, count[:, None] - 1).clamp_min(0)  # none is farther: the farthest negative
+            place = torch.minimum(place, count[:, None] - 1)  # none is farther: the farthest negative
             anchor = real.nonzero()[:, 0]
             member, chosen = members[real], order.gather(1, place)[real]
         gap = squared[anchor, member] - squared[anchor, chosen]
