@@ -138,6 +138,19 @@ def test_norms_that_float64_rounds_are_told_apart(ranked):
     assert_ranks(ranked(np.zeros((1, 2048), np.float32), labels[:1], gallery, labels), [[2]])
 
 
+@pytest.mark.parametrize("few", [0, 8])
+def test_entries_at_an_edge_are_counted_once(monkeypatch, few):
+    monkeypatch.setattr(tiles, "_FEW", few)
+    rng = np.random.default_rng(0)
+    s, low = (torch.from_numpy(rng.integers(-3, 4, shape).astype(np.float32)) for shape in ((5, 40), (5, 1)))
+    high = low + torch.arange(5)[:, None]
+    surely, possibly = tiles.above(s, torch.cat([high, low], dim=1)).unbind(1)
+    assert surely.tolist() == (s > high).sum(dim=1).tolist()
+    row, column = tiles.between(s, low, high)
+    assert row.bincount(minlength=5).tolist() == (possibly - surely).tolist()
+    assert ((s > low) & (s <= high))[row, column].all()
+
+
 def test_positives_beyond_the_depth_come_last():
     x, y = oracle.embeddings_and_labels("random", 60, 4, 6)
     whole, some = searched_ranks(x, y), searched_ranks(x, y, depth=9)
