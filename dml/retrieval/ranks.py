@@ -54,7 +54,7 @@ def positive_ranks(
 ) -> Ranks:
     """Where each query's positives stand in the full ranking of the gallery, exactly.
 
-    O(Q N D) time (half of it without a gallery) and O((Q + N) D) memory.
+    O(Q N D) time (half of it without a gallery) and O((Q + N) D + P) memory for P ranks.
 
     Args:
         queries: [Q, D] float32, finite. query_labels: [Q].
@@ -104,9 +104,8 @@ class _Rows:
         positives = q.last[self.items] - q.first[self.items] - int(q is g)
         width = int((q.last[self.items] - q.first[self.items]).max())
         most = min(int(positives.max()), 1 if nearest_only else width)
-        found = [self._positives(rows, width) for rows in self._few()]
-        candidate, threshold, self.rounding = (torch.cat(each) for each in zip(*found, strict=True))
-        self.candidate, self.threshold = candidate[:, :most], threshold[:, :most]
+        found = [self._positives(rows, width, most) for rows in self._few()]
+        self.candidate, self.threshold, self.rounding = (torch.cat(each) for each in zip(*found, strict=True))
         self.real = self.threshold > -torch.inf
         # What is no positive asks for more than any similarity.
         self.threshold[~self.real] = torch.inf
@@ -116,10 +115,10 @@ class _Rows:
         for at in range(self.items.start, self.items.stop, 128):
             yield slice(at, min(at + 128, self.items.stop))
 
-    def _positives(self, rows: slice, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The class of some queries in the gallery [rows, width], positives in their order first.
+    def _positives(self, rows: slice, width: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the class of some queries in the gallery, `width` items, the first: positives in their order [rows, most].
 
-        With their similarities [rows, width] and the bound [rows, 1] on the error of those.
+        With their similarities [rows, most] and the bound [rows, 1] on the error of those.
         """
         q, g = self.q, self.g
         row = torch.arange(rows.start, rows.stop, device=q.x.device)[:, None]
@@ -129,6 +128,7 @@ class _Rows:
         if q is g:
             positive &= candidate != row
         if not positive.any():
+            candidate = candidate[:, :most]
             return candidate, candidate.double().fill_(-torch.inf), row.double().fill_(0)
         columns = slice(int(first[positive.any(dim=1)].min()), int(last.max()))
         s = similarities(q, g, rows, columns, torch.float64)
@@ -144,7 +144,8 @@ class _Rows:
             exact = squared.argsort(dim=1, stable=True)
             s[close] = s[close].gather(1, order[close].argsort(dim=1)).gather(1, exact)
             order[close] = exact
-        return candidate.gather(1, order), s, bound
+        # Copies, as views would keep what is cut off.
+        return candidate.gather(1, order[:, :most]), s[:, :most].clone(), bound
 
     def count(self, tile: Tile) -> None:
         """Add the negatives of the tile's columns that come before each positive."""
