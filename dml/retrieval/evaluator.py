@@ -117,6 +117,7 @@ class Evaluator:
 
     def _prepare(self, embeddings: Any, labels: Any) -> tuple[Tensor, np.ndarray]:
         x = torch.as_tensor(embeddings).detach().to(torch.float32)
+        x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
         y = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
         if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
             raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {tuple(x.shape)} and {y.shape}")
