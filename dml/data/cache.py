@@ -192,6 +192,9 @@ def _open(file: Path, entries: Sequence[Entry], place: str) -> Cache:
     if place == "ram" and file not in _in_use:
         descriptor = os.open(file, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if not os.fstat(descriptor).st_nlink:  # its last user removed it in between
+            os.close(descriptor)
+            raise FileNotFoundError(file)
         _in_use[file] = descriptor
         atexit.register(_remove_unused, file, descriptor)
     return Cache(file, entries)
