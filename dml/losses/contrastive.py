@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, require, root, zero
+from dml.losses.pairwise import distance_to, full_precision, is_small, require, root, row_blocks, zero
 from dml.losses.rowwise import sum_over_rows
+from dml.products import matmul
+
+_FEW = 32  # pairs for each embedding up to which listing them is faster than weighing the whole matrix
 
 
 class ContrastiveLoss(nn.Module):
@@ -27,11 +30,39 @@ class ContrastiveLoss(nn.Module):
         m = len(embeddings)
         if m < 2:
             return zero(embeddings)
+        count = (m * (m - 1)) // 2 if anchors is None else anchors * (m - 1)
+        if (pairs := self._pairs(embeddings, labels, anchors)) is not None:
+            d = distance_to(embeddings, *pairs)
+            same = labels[pairs[0]] == labels[pairs[1]]
+            return torch.where(same, d, (self.margin - d).clamp_min(0)).square().sum() / count
 
         def terms(rows: Tensor, squared: Tensor) -> Tensor:
             same = labels[rows, None] == labels[None, :]  # with self, whose distance is 0
             return torch.where(same, squared, (self.margin - root(squared)).clamp_min(0).square()).sum(dim=1)
 
-        # The whole matrix holds every unordered pair twice.
-        total = sum_over_rows(embeddings, terms, anchors, symmetric=anchors is None)
-        return total / ((m if anchors is None else anchors) * (m - 1))
+        if anchors is None:  # the matrix holds every unordered pair twice
+            return sum_over_rows(embeddings, terms, symmetric=True) / (2 * count)
+        return sum_over_rows(embeddings, terms, anchors) / count
+
+    @torch.no_grad()
+    def _pairs(self, x: Tensor, labels: Tensor, anchors: int | None) -> tuple[Tensor, Tensor] | None:
+        """The pairs that have a term: those of a class, and those within the margin; None if they are very many."""
+        if is_small(x):
+            return None
+        x = x - x.mean(dim=0)
+        norms = x.square().sum(dim=1)
+        slack = (x.shape[1] + 8) * torch.finfo(x.dtype).eps * (norms.sqrt() + norms.max().sqrt()).square()
+        found: list[Tensor] = []
+        for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
+            start = int(rows[0]) if anchors is None else 0  # a pair once
+            squared = matmul(x[rows], -2 * x[start:]).add_(norms[start:]).add_(norms[rows, None])
+            # What rounding leaves in question is in, and so is NaN.
+            near = ~(squared > self.margin**2 + slack[rows, None]) | (labels[rows, None] == labels[start:])
+            row, column = near.nonzero().unbind(1)
+            row, column = rows[row], column + start
+            keep = row < column if anchors is None else row != column
+            found.append(torch.stack([row[keep], column[keep]]))
+            if sum(part.shape[1] for part in found) > _FEW * len(x):
+                return None
+        first, second = torch.cat(found, dim=1)
+        return first, second

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dml.losses import contrastive
 from dml.losses.contrastive import ContrastiveLoss
 from tests import oracles
 from tests.losses import Batch, assert_gradient_close, value_and_gradient
@@ -18,6 +19,14 @@ class TestContrastive(LossContract):
 
     def oracle(self, loss, options, embeddings, labels):
         return oracles.contrastive(embeddings, labels, **options)
+
+
+class TestContrastiveOfManyPairs(TestContrastive):
+    """Where too many pairs have a term to list them."""
+
+    @pytest.fixture(autouse=True)
+    def none_are_few(self, monkeypatch):
+        monkeypatch.setattr(contrastive, "_FEW", 0)
 
 
 def test_three_samples_by_hand():
