@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dml.retrieval.tiles import Place, Side, Tile, above, between, rounding, similarities, squared_distances
 
-_TILE = {"cpu": 1024, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
+_TILE = {"cpu": 1536, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
 _AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
 _MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
 
@@ -154,12 +154,12 @@ class _Rows:
         for dtype in (torch.float32, torch.float64):
             s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
             nearer, nearest = (self.threshold + slack).to(dtype), (self.threshold - slack).to(dtype)
-            # Rows without anything near enough for their farthest positive, most of them where networks are good.
-            some = (s.amax(dim=1) > nearest.amin(dim=1)).nonzero()[:, 0]
-            if len(some) * 4 > len(s):
-                some = torch.arange(len(s), device=s.device)
-            else:
-                s, nearer, nearest = s[some], nearer[some], nearest[some]
+            some = torch.arange(len(s), device=s.device)
+            if nearest.shape[1] == 1:
+                # Most rows hold nothing as near as the nearest positive; nearly all something as near as the farthest.
+                near = (s.amax(dim=1) > nearest[:, 0]).nonzero()[:, 0]
+                if len(near) * 4 <= len(s):
+                    s, nearer, nearest, some = s[near], nearer[near], nearest[near], near
             surely, possibly = above(s, torch.cat([nearer, nearest], dim=1)).chunk(2, dim=1)
             undecided = possibly - surely
             if int(undecided.sum()) <= _MANY * len(self.real) * s.shape[1]:
