@@ -30,6 +30,9 @@ class Search:
         # Around the centre of the gallery distances are the same and products lose fewer digits.
         self.centre = gallery.mean(axis=0, dtype=np.float64)
         self.gallery, self.centred = gallery, gallery - self.centre
+        # Of lengths of at most 1, so that no square overflows or vanishes in float32.
+        self.scale = float(np.linalg.norm(self.centred, axis=1).max()) or 1.0
+        self.centred /= self.scale
         self.index: Any = faiss.IndexFlatL2(gallery.shape[1])
         if faiss.get_num_gpus():
             self.index = faiss.index_cpu_to_all_gpus(self.index)
@@ -54,13 +57,13 @@ class Search:
             raise ValueError(f"evaluator.ks asks for {k} neighbours, but a query can have 1 to {available}")
         if queries.shape[1] != g.shape[1]:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {g.shape[1]}")
-        q = queries - self.centre
+        q = (queries - self.centre) / self.scale
         wanted = min(k + (own_index is not None) + _SPARE, len(g))
         found = np.empty((len(q), k), dtype=np.int64)
         distances = np.empty((len(q), k), dtype=np.float64)
 
         def rank(rows: np.ndarray, proposed: np.ndarray, reach: np.ndarray) -> np.ndarray:
-            """Rank the proposals [r, p] of some queries; what is not proposed has at least squared distance `reach`.
+            """Rank the proposals [r, p] of some queries; what is not proposed is at least `reach` away, squared and scaled.
 
             Returns the queries for which that does not settle the first k.
             """
@@ -72,7 +75,7 @@ class Search:
             order = np.lexsort((proposed, squared))[:, :k]
             squared = np.take_along_axis(squared, order, axis=1)
             found[rows], distances[rows] = np.take_along_axis(proposed, order, axis=1), np.sqrt(squared)
-            return rows[~(squared[:, -1] < reach)] if proposed.shape[1] < len(g) else rows[:0]
+            return rows[~(squared[:, -1] < reach * self.scale**2)] if proposed.shape[1] < len(g) else rows[:0]
 
         unsettled = []
         single, double = _rounding(q, g, np.float32), _rounding(q, g, np.float64)

@@ -157,14 +157,18 @@ def test_workers_run_jobs_at_once_and_name_what_failed(tmp_path):
     assert not (tmp_path / "1" / "metrics.json").exists()
 
 
+def assert_goes_on(folder, launcher):
+    """Two jobs of which one is finished: that one stays, the other is run."""
+    finished = train(folder / "0", "seed=0")
+    sweep = ("seed=0,1", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}")
+    code, _, err = end(start("train.py", "-m", *TRAIN, *sweep))
+    assert code == 0, err
+    assert metrics_of(folder / "0") == finished.metrics != metrics_of(folder / "1")
+
+
 @needs("hydra_submitit_launcher")
 def test_submitit_runs_jobs_as_processes(tmp_path):
-    finished = train(tmp_path / "0", "seed=0")
-    code, _, err = end(
-        start("train.py", "-m", *TRAIN, "seed=0,1", "hydra/launcher=slurm_local", f"hydra.sweep.dir={tmp_path}")
-    )
-    assert code == 0, err
-    assert metrics_of(tmp_path / "0") == finished.metrics != metrics_of(tmp_path / "1")
+    assert_goes_on(tmp_path, "slurm_local")
     said = [file.read_text() for file in (tmp_path / ".submitit").rglob("*_log.out")]
     assert len(said) == 2 and sum("not run again" in text for text in said) == 1
 
@@ -191,9 +195,4 @@ def test_what_slurm_is_asked_for(tmp_path):
 
 @needs("hydra_ray_launcher", "ray")
 def test_ray_runs_jobs(tmp_path):
-    finished = train(tmp_path / "0", "seed=0")
-    code, _, err = end(
-        start("train.py", "-m", *TRAIN, "seed=0,1", "hydra/launcher=ray_workers", f"hydra.sweep.dir={tmp_path}")
-    )
-    assert code == 0, err
-    assert metrics_of(tmp_path / "0") == finished.metrics != metrics_of(tmp_path / "1")
+    assert_goes_on(tmp_path, "ray_workers")

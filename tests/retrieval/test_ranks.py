@@ -59,10 +59,9 @@ def test_queries_among_a_gallery(ranked, kind, n, dim, classes):
     assert_ranks(ranked(q, q_labels, g, g_labels), oracle.ranks(order, q_labels, g_labels))
 
 
+@pytest.mark.parametrize("ranked", ["whole", "tiles", "sorted tiles"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_nearest_positive_only(ranked, kind):
-    if ranked is searched_ranks:
-        pytest.skip("FAISS has no such way")
     x, y = oracle.embeddings_and_labels(kind, 120, 3, 30)
     order, _ = oracle.ranking(x, x, np.arange(120))
     assert_ranks(ranked(x, y, nearest_only=True), [each[:1] for each in oracle.ranks(order, y, y)])
@@ -107,8 +106,6 @@ HARD = {
 def test_ranks_are_exact_where_float32_is_not(ranked, kind):
     x, y = oracle.embeddings_and_labels("random", 300, 512, 30)
     x = HARD[kind](x).astype(np.float32)
-    if ranked is searched_ranks and kind in ("tiny", "huge"):
-        pytest.skip("FAISS computes in float32")
     order, _ = oracle.ranking(x, x, np.arange(300))
     assert_ranks(ranked(x, y), oracle.ranks(order, y, y))
 
