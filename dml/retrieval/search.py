@@ -63,7 +63,7 @@ class Search:
         distances = np.empty((len(q), k), dtype=np.float64)
 
         def rank(rows: np.ndarray, proposed: np.ndarray, reach: np.ndarray) -> np.ndarray:
-            """Rank the proposals [r, p] of some queries; what is not proposed is at least `reach` away, squared and scaled.
+            """Rank the proposals [r, p] of some queries; others are at least `reach` away, squared and scaled.
 
             Returns the queries for which that does not settle the first k.
             """
