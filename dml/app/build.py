@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from dml.app.checks import check
 from dml.data.cache import PLACES, cache_images
@@ -17,6 +18,8 @@ from dml.engine.callbacks import make_callbacks
 from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
+from dml.engine.stop import StopSignals
+from dml.engine.whole_file import WholeCheckpoints
 
 # Keys of the data group that say how its training part is split; the others go to the source's own function.
 SPLIT_KEYS = ("val_fraction", "fold", "folds")
@@ -141,17 +144,28 @@ def _workers(cfg: DictConfig, train: Records, cached: bool) -> int:
     return 0 if isinstance(train.images, np.ndarray) else min(2 if cached else 8, cores())
 
 
-def build_trainer(cfg: DictConfig, folder: str, *, for_evaluation: bool = False) -> pl.Trainer:
-    """The Lightning trainer with its logger and callbacks, writing into `folder`."""
+def build_trainer(
+    cfg: DictConfig, folder: str, stop: StopSignals | None = None, wandb_run: str | None = None
+) -> pl.Trainer:
+    """The Lightning trainer with its logger and callbacks, writing into `folder`.
+
+    Args:
+        cfg: composed config.
+        folder: of the run.
+        stop: the signals that end a training; None: for evaluation, which logs nothing and writes no checkpoints.
+        wandb_run: id of the W&B run to go on with.
+    """
     logger: Any = False
     callbacks: list[pl.Callback] = []
-    if not for_evaluation:
-        logger = make(cfg.logger, save_dir=folder) if cfg.logger else False
+    if stop is not None:
+        same = {"id": wandb_run} if wandb_run and cfg.logger.get("id") is None else {}
+        logger = make(cfg.logger, save_dir=folder, **same) if cfg.logger else False
         callbacks += make_callbacks(
             folder=f"{folder}/checkpoints",
             monitor=cfg.protocol.monitor if cfg.protocol.validate else None,
             patience=cfg.protocol.patience,
             minutes=cfg.checkpoint_minutes,
+            stop=stop,
         )
     if cfg.progress_bar:
         callbacks.append(StepProgressBar())
@@ -161,6 +175,13 @@ def build_trainer(cfg: DictConfig, folder: str, *, for_evaluation: bool = False)
         val_check_interval=min(cfg.trainer.val_check_interval, cfg.trainer.max_steps),
         logger=logger,
         callbacks=callbacks,
+        plugins=_plugins(),
         default_root_dir=folder,
         enable_progress_bar=cfg.progress_bar,
     )
+
+
+def _plugins() -> list[Any]:
+    # Under Slurm Lightning would write checkpoints of its own at a signal, and read them before ours.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [WholeCheckpoints(), *slurm]

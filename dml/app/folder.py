@@ -84,19 +84,24 @@ def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
 
 
 def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint to go on from: the one that cfg.resume names, or that of an unfinished run in this folder.
+    """The checkpoint to go on from: that of an unfinished run in this folder, or the one that cfg.resume names.
+
+    The folder comes first, as the same command, given again, goes on from where it was.
 
     Raises:
         ValueError: there is none where cfg.resume says, it cannot be read, or its run had other settings.
     """
-    if cfg.resume is not None:
-        path = Path(cfg.resume)
-        path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-        _same_settings(read_checkpoint(path, "resume")["dml_config"], cfg, _FREE, f"resume={cfg.resume}")
-        return path
-    path = folder / "checkpoints" / "last.ckpt"
-    if not path.is_file():
+    path = _newest(folder)
+    if path is None and cfg.resume is None:
         return None
+    if path is None or (cfg.resume is not None and Path(cfg.resume).resolve() == folder.resolve()):
+        path = Path(cfg.resume)
+        path = (_newest(path) or path / "checkpoints" / "last.ckpt") if path.is_dir() else path
+        found, best = read_checkpoint(path, "resume"), path.with_name("best.ckpt")
+        if best.is_file() and read_checkpoint(best, "resume")["global_step"] > found["global_step"]:
+            raise ValueError(f"resume={path} is older than {best}, the best of its run: give resume={path.parents[1]}")
+        _same_settings(found["dml_config"], cfg, _FREE, f"resume={cfg.resume}")
+        return path
     before = read_checkpoint(path, "resume")["dml_config"]
     _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
     if before.get("code") != code_version():
@@ -105,6 +110,13 @@ def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
             f"delete the folder, to go on with this code give resume={folder} and another hydra.run.dir"
         )
     return path
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint of a run that was written last: a kill may come between best.ckpt and last.ckpt."""
+    files = [file for name in ("last", "best") if (file := folder / "checkpoints" / f"{name}.ckpt").is_file()]
+    # Of two of one step last.ckpt, which comes first here.
+    return max(files, key=lambda file: read_checkpoint(file, "resume")["global_step"], default=None)
 
 
 def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> None:

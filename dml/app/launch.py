@@ -13,6 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from dml.engine.stop import StopSignals
+
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
@@ -47,7 +49,7 @@ def is_command_of_its_own(cfg: DictConfig) -> bool:
     return several and not started and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def run_as_command(folder: Path) -> dict[str, float]:
+def run_as_command(folder: Path, stop: StopSignals) -> dict[str, float]:
     """Run this job of a sweep as the plain command that it stands for, in the job's folder.
 
     Returns:
@@ -55,6 +57,7 @@ def run_as_command(folder: Path) -> dict[str, float]:
 
     Raises:
         ValueError: it failed; it has said why.
+        KeyboardInterrupt: a signal ended it.
     """
     hydra = HydraConfig.get()
     added = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
@@ -67,10 +70,12 @@ def run_as_command(folder: Path) -> dict[str, float]:
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        with suppress(subprocess.TimeoutExpired):  # a terminal has told its processes; another sender has not
-            process.wait(timeout=3)
-        process.send_signal(signal.SIGINT)
-        sys.exit(process.wait() or 1)
+        if stop.received in (None, signal.SIGINT):
+            with suppress(subprocess.TimeoutExpired):  # a terminal has told its processes; another sender has not
+                process.wait(timeout=3)
+        process.send_signal(stop.received or signal.SIGINT)
+        process.wait()
+        raise
     if status:
         raise ValueError(f"its processes ended with status {status}; what they said stands above")
     return json.loads((folder / "metrics.json").read_text())["metrics"]

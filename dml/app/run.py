@@ -1,9 +1,9 @@
 """run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
 
+import errno
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import warnings
@@ -30,6 +30,8 @@ from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError
+from dml.engine.stop import StopSignals
+from dml.engine.whole_file import write_whole
 from dml.report.figures import draw_embedding
 
 # What Lightning says that no user could change, or that is not so here.
@@ -51,7 +53,9 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapper(cfg: DictConfig) -> Any:
         try:
             return run(cfg)
-        except (ValueError, NonFiniteLossError) as error:
+        except (ValueError, NonFiniteLossError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _FULL:
+                raise
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 # The others go on; Hydra itself tells only of the first that failed, and at the end.
                 print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
@@ -60,7 +64,16 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     return wrapper
 
 
+# No space, no more of what the user may have, a file that may not grow further.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _message(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. What was written before is whole: free some "
+            "space, then the same command with resume=DIR, the folder of this run, goes on (a sweep: the command alone)"
+        )
     text = str(error)
     if "Original Traceback" in text:
         # A loader process hands over its whole stack as text; the last line is what went wrong.
@@ -83,34 +96,41 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         NonFiniteLossError: the loss became NaN or infinite.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    with held(folder):
-        if (metrics := finished_metrics(cfg, folder)) is not None:
-            rank_zero_only(print)(f"Finished already, and not run again: {folder}")
-            return metrics
-        if not is_command_of_its_own(cfg):
-            return _train(cfg, folder)
-    return run_as_command(folder)
-
-
-def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
-    if getattr(rank_zero_only, "rank", 0):
+    first = not getattr(rank_zero_only, "rank", 0)
+    if not first:
         # Ctrl-C reaches all processes of a run. The first, which ends the others, must not wait for one that is gone.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopSignals() as stop:
+        try:
+            with held(folder):
+                if (metrics := finished_metrics(cfg, folder)) is not None:
+                    rank_zero_only(print)(f"Finished already, and not run again: {folder}")
+                    return metrics
+                if not is_command_of_its_own(cfg):
+                    return _train(cfg, folder, stop)
+            return run_as_command(folder, stop)
+        except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
+            if stop.received is None and first:
+                raise
+    stop.hand_on()
+    # Lightning kills the first process where another does not end well.
+    sys.exit(stop.status if first else 0)
+
+
+def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
-    resumed = resume_point(cfg, folder)
-    checkpoints = folder / "checkpoints"
-    if resumed is not None and resumed.parent != checkpoints and (best := resumed.with_name("best.ckpt")).is_file():
-        checkpoints.mkdir(exist_ok=True)
-        shutil.copy2(best, checkpoints / "best.ckpt")
+    resumed, wandb_run = resume_point(cfg, folder), None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
-    (folder / "config.yaml").write_text(config)
-    trainer = build_trainer(cfg, str(folder))
+        wandb_run = read_checkpoint(resumed, "resume").get("wandb_run")
+        rank_zero_only(_copy_best)(resumed, folder / "checkpoints")
+    rank_zero_only(write_whole)(folder / "config.yaml", config.encode())
+    trainer = build_trainer(cfg, str(folder), stop, wandb_run)
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
@@ -119,6 +139,13 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     finally:
         _finish_wandb()
     return metrics
+
+
+def _copy_best(resumed: Path, checkpoints: Path) -> None:
+    best = resumed.with_name("best.ckpt")
+    if resumed.parent.resolve() != checkpoints.resolve() and best.is_file():
+        checkpoints.mkdir(exist_ok=True)
+        write_whole(checkpoints / "best.ckpt", best.read_bytes())
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str) -> dict[str, float]:
@@ -139,9 +166,7 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
 
 def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
     # The file is the sign of a finished run, so it appears whole or not at all.
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n")
-    part.replace(file)
+    write_whole(file, (json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n").encode())
 
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
@@ -237,7 +262,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
     folder = Path(HydraConfig.get().runtime.output_dir)
     trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
-    trainer = build_trainer(trained, str(folder), for_evaluation=True)
+    trainer = build_trainer(trained, str(folder))
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:

@@ -1,63 +1,84 @@
-"""Checkpoints: the best by a validation metric, and the last whatever ends the run."""
+"""Checkpoints: the best by a validation metric, and the last, which a run goes on from as if nothing had happened."""
 
-from datetime import timedelta
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+
+from dml.engine.gather import add_over_ranks
+from dml.engine.stop import StopSignals
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """Writes last.ckpt every few minutes, at the end, and on Ctrl-C; not after an error, whose state may be broken."""
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt after every validation, every few minutes, at the end, and when a signal ends the run.
 
-    def __init__(self, dirpath: str, minutes: float) -> None:
-        super().__init__(
-            dirpath,
-            "last",
-            train_time_interval=timedelta(minutes=minutes),
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
+    Always between two steps, and never between a step and the validation that follows it: the state that goes on from
+    there is then one that the run without a stop has been in, and no validation is left out or done by halves.
+
+    Args:
+        path: of the file.
+        minutes: between two writes.
+        stop: the signals.
+    """
+
+    def __init__(self, path: Path, minutes: float, stop: StopSignals) -> None:
+        self._path, self._seconds, self._stop = path, 60 * minutes, stop
+        self._written = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on signals wait for the end of a step."""
+        self._stop.listen()  # Lightning has put its own handlers there, which write elsewhere and stop one process
+        self._stop.between_steps = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the state after the last step, while its epoch is still open: more steps can then follow exactly."""
-        # Lightning has the first process tell all the others what time it is, and all wait for that.
+        """Write the state if it is time; the epoch is still open, so that more steps can follow exactly."""
+        at_end = trainer.global_step >= trainer.max_steps
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if trainer.world_size == 1 or trainer.global_step % every == 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        if trainer.global_step >= trainer.max_steps:
-            self._save(trainer)
+        # Processes have to agree, and wait for each other to do so: not at every step.
+        if (at_end or trainer.world_size == 1 or trainer.global_step % every == 0) and not _validation_follows(trainer):
+            self._between_steps(trainer, write=at_end)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write it again once the last validation may have found a new best."""
-        if trainer.global_step >= trainer.max_steps:
-            self._save(trainer)
+        """Write the state with what the validation has found."""
+        self._between_steps(trainer, write=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the state of a run that stopped early."""
-        if self._last_global_step_saved != trainer.global_step:
-            self._save(trainer)
+        """From here on a signal need not wait."""
+        self._stop.between_steps = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the state at an interrupt."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step and trainer.is_global_zero:
-            # The other processes are in the middle of a step, and would wait for this one elsewhere.
-            trainer.strategy.barrier = lambda *_: None  # type: ignore[method-assign]
-            self._save(trainer)
-            run = Path(str(self.dirpath)).parent
-            print(
-                f"\nInterrupted at step {trainer.global_step}. To continue: the same command with resume={run} "
-                "(a sweep goes on with the same command alone)"
-            )
+        """Nor after an error, whose state may be broken and is not written."""
+        self._stop.between_steps = False
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing is remembered: where it writes and when is this run's."""
+    def _between_steps(self, trainer: pl.Trainer, *, write: bool) -> None:
+        due = time.monotonic() - self._written >= self._seconds
+        flags = np.array([due, self._stop.received is not None], dtype=np.int64)
+        due, stop = add_over_ranks(flags, trainer.strategy.root_device) > 0
+        if write or due or stop:
+            trainer.save_checkpoint(self._path)
+            self._written = time.monotonic()
+        if stop:
+            if trainer.is_global_zero:
+                why = self._stop.received.name if self._stop.received else "a signal to another process"
+                print(
+                    f"\nStopped by {why} after step {trainer.global_step}. To continue: the same command with "
+                    f"resume={self._path.parents[1]} (a sweep goes on with the same command alone)"
+                )
+            raise KeyboardInterrupt
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        self._save_checkpoint(trainer, self.format_checkpoint_name({}))
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning is about to validate, before the next step."""
+    loop = trainer.fit_loop.epoch_loop
+    if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+        return False
+    loop.val_loop.setup_data()  # as it does first itself; without images of a validation part nothing follows
+    return not loop.val_loop.skip
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -75,7 +96,18 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-def make_callbacks(*, folder: str, monitor: str | None, patience: int | None, minutes: float) -> list[pl.Callback]:
+class Patience(EarlyStopping):
+    """Stops after so many validations without a new best; a run that had stopped so does not train on."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning forgets that it had stopped."""
+        if self.wait_count >= max(1, self.patience):
+            trainer.should_stop = True
+
+
+def make_callbacks(
+    *, folder: str, monitor: str | None, patience: int | None, minutes: float, stop: StopSignals
+) -> list[pl.Callback]:
     """The checkpoint callbacks, and early stopping if asked for.
 
     Args:
@@ -83,10 +115,12 @@ def make_callbacks(*, folder: str, monitor: str | None, patience: int | None, mi
         monitor: validation metric (higher is better) that chooses best.ckpt; None: no choice is made.
         patience: stop after so many validations without a new best; None: never.
         minutes: between two writes of last.ckpt.
+        stop: the signals that end the run.
     """
     callbacks: list[pl.Callback] = []
     if monitor is not None:
         callbacks.append(BestCheckpoint(folder, monitor))
         if patience is not None:
-            callbacks.append(EarlyStopping(monitor, mode="max", patience=patience))
-    return [*callbacks, LastCheckpoint(folder, minutes)]  # last, so that it holds what the others have just found
+            callbacks.append(Patience(monitor, mode="max", patience=patience))
+    last = LastCheckpoint(Path(folder) / "last.ckpt", minutes, stop)
+    return [*callbacks, last]  # last, so that it holds what the others have just found

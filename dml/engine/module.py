@@ -1,10 +1,13 @@
 """The training step: embed, gather, loss, log; and evaluation over a whole loader."""
 
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
 from dml.engine.finite import LossWatch
@@ -82,6 +85,17 @@ class MetricLearner(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Tell the sampler the epoch: Lightning does so for its own samplers only."""
         self.trainer.datamodule.start_epoch(self.current_epoch)  # type: ignore[attr-defined]
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Begin the random numbers of a step (dropout) anew.
+
+        They then depend on seed, step and process alone, and a run that goes on from a checkpoint draws the same.
+        """
+        key = [self.config["seed"], self.trainer.fit_loop.epoch_loop.total_batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the global batch.
@@ -162,3 +176,6 @@ class MetricLearner(pl.LightningModule):
         """
         self._watch.check()
         checkpoint["dml_config"] = self.config
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                checkpoint["wandb_run"] = logger.version  # a run that goes on is the same one there

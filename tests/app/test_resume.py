@@ -1,6 +1,8 @@
 """Stop and resume equal a run without a stop; a resume of something else is refused."""
 
 import json
+import shutil
+import signal
 
 import pytest
 import torch
@@ -18,12 +20,12 @@ def uninterrupted(tmp_path_factory):
 
 
 def stopped(folder, step, *overrides):
-    """A run that ends as by Ctrl-C in the batch after `step`."""
+    """A run that gets Ctrl-C in its step number `step`, and ends after it."""
     original = MetricLearner.training_step
 
     def training_step(self, batch, batch_idx):
-        if self.global_step == step:
-            raise KeyboardInterrupt
+        if self.global_step == step - 1:
+            signal.raise_signal(signal.SIGINT)
         return original(self, batch, batch_idx)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -34,17 +36,26 @@ def stopped(folder, step, *overrides):
 
 
 def assert_same_end(run: Run, expected: Run) -> None:
+    """All that decides what would come next is equal to the last bit."""
     state, wanted = run.checkpoint(), expected.checkpoint()
-    assert state["global_step"] == wanted["global_step"]
-    assert state["state_dict"].keys() == wanted["state_dict"].keys()
-    assert all(torch.equal(state["state_dict"][name], value) for name, value in wanted["state_dict"].items())
-    for moments, of in zip(
-        state["optimizer_states"][0]["state"].values(),
-        wanted["optimizer_states"][0]["state"].values(),
-        strict=True,
-    ):
-        assert all(torch.equal(moments[name], value) for name, value in of.items())
-    assert state["RetrievalData"] == wanted["RetrievalData"]
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "RetrievalData"):
+        assert_equal(state[part], wanted[part], part)
+
+
+def assert_equal(found, wanted, where: str) -> None:
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, torch.Tensor):
+        assert torch.equal(found, wanted), where
+    elif isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key, value in wanted.items():
+            assert_equal(found[key], value, f"{where}.{key}")
+    elif isinstance(wanted, list | tuple):
+        assert len(found) == len(wanted), where
+        for i, value in enumerate(wanted):
+            assert_equal(found[i], value, f"{where}.{i}")
+    else:
+        assert found == wanted, where
 
 
 @pytest.mark.parametrize(("step", "workers"), [(15, 2), (22, 0), (25, 0)])
@@ -127,3 +138,19 @@ def test_a_resume_of_nothing_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"resume=.*last\.ckpt does not exist"):
         train(tmp_path / "run", f"resume={tmp_path / 'empty'}")
+
+
+def test_a_file_that_is_older_than_the_best_of_its_run_is_refused(tmp_path, finished):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished.folder / "checkpoints", folder)
+    shutil.copy(folder / "last.ckpt", folder / "best.ckpt")  # of step 12
+    shutil.copy(finished.folder / "checkpoints" / "best.ckpt", folder / "last.ckpt")
+    with pytest.raises(ValueError, match=rf"last\.ckpt is older than .*best\.ckpt.*: give resume={tmp_path}"):
+        train(tmp_path / "run", f"resume={folder / 'last.ckpt'}")
+
+
+def test_the_same_wandb_run_goes_on(tmp_path):
+    folder = stopped(tmp_path / "first", 15, "logger=wandb")
+    train(tmp_path / "second", *STEPS, "logger=wandb", f"resume={folder}")
+    names = [path.name for path in sorted(tmp_path.glob("*/wandb/offline-run-*"))]
+    assert len(names) == 2 and len({name.rpartition("-")[2] for name in names}) == 1

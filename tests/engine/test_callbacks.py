@@ -1,17 +1,22 @@
 """best.ckpt and last.ckpt."""
 
+import signal
+
 import pytest
+import pytorch_lightning as pl
 import torch
-from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dml.engine.callbacks import make_callbacks
+from dml.engine.stop import StopSignals
 from tests.engine.conftest import AtStep, Scores, make_data, make_learner, make_trainer
 
 
-def run(folder, steps, *scores, callbacks=(), monitor="val/recall@1", patience=None, minutes=5.0):
-    files = make_callbacks(folder=str(folder), monitor=monitor, patience=patience, minutes=minutes)
-    trainer = make_trainer(folder, steps, *files, *callbacks)
-    trainer.fit(make_learner(evaluator=Scores(*scores)), make_data())
+def run(folder, steps, *scores, callbacks=(), monitor="val/recall@1", patience=None, minutes=60.0, ckpt_path=None):
+    with StopSignals() as stop:
+        files = make_callbacks(folder=str(folder), monitor=monitor, patience=patience, minutes=minutes, stop=stop)
+        trainer = make_trainer(folder, steps, *files, *callbacks)
+        data = make_data(validate=bool(scores) or monitor is not None)
+        trainer.fit(make_learner(evaluator=Scores(*scores)), data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
@@ -41,37 +46,62 @@ def test_patience_counts_validations_without_a_new_best(tmp_path):
     assert run(tmp_path / "b", 12, 0.1, 0.5, 0.4, 0.3, 0.2, patience=None).global_step == 12
 
 
-def interrupt(error, at, callback=AtStep):
-    def act(trainer, _):
-        if trainer.global_step == at:
-            raise error
+def signalled(at, *numbers):
+    """Sends signals to this process in the step after `at`."""
 
-    return callback(act)
+    class Signalled(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == at:
+                for number in numbers:
+                    signal.raise_signal(number)
+
+    return Signalled()
 
 
-def test_last_is_written_at_ctrl_c(tmp_path):
-    with pytest.raises(SystemExit) as caught:
-        run(tmp_path, 9, callbacks=[interrupt(KeyboardInterrupt(), 3)], monitor=None)
-    assert caught.value.code != 0
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_waits_for_the_end_of_the_step_and_leaves_its_state(tmp_path, number):
+    with pytest.raises(SystemExit):
+        run(tmp_path, 9, callbacks=[signalled(2, number)], monitor=None)
     assert step_of(tmp_path / "last.ckpt") == 3
 
 
-def test_ctrl_c_waits_for_no_other_process(tmp_path, monkeypatch):
-    waited = []
-    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, name=None: waited.append(name))
-
-    class Interrupted(AtStep):
-        def on_exception(self, *_):  # called before the checkpoint's, which comes last
-            waited.clear()
-
+def test_a_signal_waits_for_the_validation_that_follows(tmp_path):
     with pytest.raises(SystemExit):
-        run(tmp_path, 9, callbacks=[interrupt(KeyboardInterrupt(), 3, Interrupted)], monitor=None)
-    assert waited == [] and step_of(tmp_path / "last.ckpt") == 3
+        run(tmp_path, 9, 0.3, 0.9, 0.1, callbacks=[signalled(3, signal.SIGTERM)])
+    assert step_of(tmp_path / "last.ckpt") == step_of(tmp_path / "best.ckpt") == 4
+
+
+def test_a_second_ctrl_c_waits_for_nothing(tmp_path):
+    with pytest.raises(SystemExit):
+        run(tmp_path, 9, callbacks=[signalled(2, signal.SIGINT, signal.SIGINT)], monitor=None, minutes=60)
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_written_between_a_step_and_its_validation(tmp_path):
+    seen = []
+
+    class Look(pl.Callback):
+        def on_validation_start(self, *_):
+            seen.append(step_of(tmp_path / "last.ckpt"))
+
+    run(tmp_path, 6, callbacks=[Look()], minutes=1e-9)
+    assert seen == [1, 3, 5] and step_of(tmp_path / "last.ckpt") == 6
+
+
+def test_a_run_that_patience_has_stopped_does_not_train_on(tmp_path):
+    scores = (0.1, 0.5, 0.4, 0.3)
+    assert run(tmp_path, 20, *scores, patience=2).global_step == 8
+    again = run(tmp_path, 20, *scores, patience=2, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert again.global_step == 8 and step_of(tmp_path / "last.ckpt") == 8
 
 
 def test_last_is_not_written_after_an_error(tmp_path):
+    def broken(trainer, _):
+        if trainer.global_step == 3:
+            raise RuntimeError("broken")
+
     with pytest.raises(RuntimeError, match="broken"):
-        run(tmp_path, 9, callbacks=[interrupt(RuntimeError("broken"), 3)], monitor=None)
+        run(tmp_path, 9, callbacks=[AtStep(broken)], monitor=None)
     assert names(tmp_path) == []
 
 

@@ -3,12 +3,15 @@
 `later` is how a GPU's losses are looked at, here with the CPU's.
 """
 
+import signal
+
 import pytest
 import torch
 
 from dml.engine import finite
 from dml.engine.callbacks import make_callbacks
 from dml.engine.finite import NonFiniteLossError
+from dml.engine.stop import StopSignals
 from tests.engine.conftest import AtStep, OwnWeights, Scores, make_data, make_learner, make_trainer
 
 
@@ -19,10 +22,11 @@ def later(monkeypatch):
 
 def run(folder, steps, broken, *callbacks, interval=9):
     """Train with a loss that is NaN at the step `broken`; a checkpoint after every step."""
-    files = make_callbacks(folder=str(folder), monitor=None, patience=None, minutes=1e-9)
-    trainer = make_trainer(folder, steps, *callbacks, *files, val_check_interval=interval)
     learner = make_learner(loss=OwnWeights({broken: float("nan")}), evaluator=Scores())
-    with pytest.raises(NonFiniteLossError, match=rf"the loss is nan at step {broken}\b.*optimizer\.lr"):
+    found = pytest.raises(NonFiniteLossError, match=rf"the loss is nan at step {broken}\b.*optimizer\.lr")
+    with StopSignals() as stop, found:
+        files = make_callbacks(folder=str(folder), monitor=None, patience=None, minutes=1e-9, stop=stop)
+        trainer = make_trainer(folder, steps, *callbacks, *files, val_check_interval=interval)
         trainer.fit(learner, make_data())
     return trainer, learner
 
@@ -70,7 +74,7 @@ def test_later_nothing_broken_is_evaluated(tmp_path, later):
 def test_later_ctrl_c_saves_nothing_broken(tmp_path, later):
     def interrupt(trainer, _):
         if trainer.global_step == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     run(tmp_path, 9, 3, AtStep(interrupt))
     assert last(tmp_path) == 3

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dml.engine import finite
 from dml.engine.callbacks import make_callbacks
 from dml.engine.progress import StepProgressBar
+from dml.engine.stop import StopSignals
 from tests.engine.conftest import AtStep, make_data, make_learner, make_trainer
 
 
@@ -25,7 +26,7 @@ class Reads(TorchDispatchMode):
 
 def reads(folder, steps, every):
     """Of a fit with all that a user's run has, looked at as on a GPU; validated and checkpointed once, at its end."""
-    files = make_callbacks(folder=str(folder), monitor="val/recall@1", patience=None, minutes=5)
+    files = make_callbacks(folder=str(folder), monitor="val/recall@1", patience=None, minutes=5, stop=StopSignals())
     trainer = make_trainer(
         folder,
         steps,
