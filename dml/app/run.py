@@ -112,7 +112,9 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
             if stop.received is None and first:
                 raise
-    stop.hand_on()
+    if stop.received is not None:
+        print(f"Stopped by {stop.received.name}", file=sys.stderr)
+        stop.hand_on()
     # Lightning kills the first process where another does not end well.
     sys.exit(stop.status if first else 0)
 

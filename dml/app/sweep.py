@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import re
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,8 @@ from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
+
+from dml.engine.stop import STATUS
 
 # Of the overrides of Hydra, those that say what is swept; the others say how, and the sweep stays the same.
 _SWEPT = re.compile(r"hydra/sweeper|hydra\.sweeper\.(?!n_trials=)")
@@ -41,13 +44,15 @@ class SweepNamedByCommand(Callback):
 
 
 class SweepChecked(Callback):
-    """Refuse a sweep that cannot work, and give joblib as many workers as the machine has room for.
+    """Refuse a sweep that cannot work, give joblib as many workers as there is room for, end as asked to be.
 
     Exits with one line: what a callback raises Hydra only warns of.
     """
 
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None, **kwargs: Any) -> None:
         """Look at launcher and sweeper before they are made."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # a job in this process takes them itself
+            signal.signal(number, lambda *_: sys.exit(STATUS))
         for part in ("launcher", "sweeper"):
             target = config.hydra[part]._target_
             try:

@@ -60,13 +60,12 @@ class LastCheckpoint(Checkpoint):
         flags = np.array([due, self._stop.received is not None], dtype=np.int64)
         due, stop = add_over_ranks(flags, trainer.strategy.root_device) > 0
         if write or due or stop:
-            trainer.save_checkpoint(self._path)
+            trainer.save_checkpoint(self._path, weights_only=False)
             self._written = time.monotonic()
         if stop:
             if trainer.is_global_zero:
-                why = self._stop.received.name if self._stop.received else "a signal to another process"
                 print(
-                    f"\nStopped by {why} after step {trainer.global_step}. To continue: the same command with "
+                    f"\nThe state after step {trainer.global_step} is written. To continue: the same command with "
                     f"resume={self._path.parents[1]} (a sweep goes on with the same command alone)"
                 )
             raise KeyboardInterrupt

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset, default_collate
 
+from dml.engine.stop import in_data_worker
+
 
 class _SeededBatches(Sampler[list[tuple[int, int]]]):
     """A batch sampler's indices, each with a seed for the random choices of its image.
@@ -98,6 +100,7 @@ class RetrievalData(pl.LightningDataModule):
             collate_fn=stack,
             num_workers=self._workers,
             persistent_workers=self._workers > 0,
+            worker_init_fn=in_data_worker,
             pin_memory=self._on_gpu(),
         )
 
@@ -123,6 +126,7 @@ class RetrievalData(pl.LightningDataModule):
             batch_size=self._eval_batch_size,
             collate_fn=stack,
             num_workers=self._workers,
+            worker_init_fn=in_data_worker,
             pin_memory=self._on_gpu(),
         )
 

@@ -61,3 +61,18 @@ class StopSignals:
         again, self.received = self.received is not None, self.received or signal.Signals(number)
         if not self.between_steps or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
+
+
+def in_data_worker(worker: int) -> None:
+    """For the start of a data worker: it outlives the signals that all processes of a run get, and its parent ends it.
+
+    Otherwise the step that is to be finished would wait for its images.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # The parent ends a worker that does not stop by SIGTERM as well: by a second one.
+    signal.signal(signal.SIGTERM, _die_next_time)
+
+
+def _die_next_time(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -133,18 +133,19 @@ def wait_for(file: Path, process: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_who_takes_the_machine_away_gets_a_checkpoint_and_a_status(tmp_path, server, straight, name):
-    rarely = "checkpoint_minutes=60"
-    process = server.start(tmp_path, rarely)
+@pytest.mark.parametrize(("name", "send", "workers"), [("SIGTERM", os.killpg, 2), ("SIGUSR1", os.kill, 0)])
+def test_who_takes_the_machine_away_gets_a_checkpoint_and_a_status(tmp_path, server, straight, name, send, workers):
+    rarely = ("checkpoint_minutes=60", f"loader.workers={workers}")
+    process = server.start(tmp_path, *rarely)
     wait_for(tmp_path / "checkpoints" / "best.ckpt", process)
-    os.kill(process, getattr(signal, name))
+    send(process, getattr(signal, name))
     assert server.ask(wait=process) == 75
     (step,) = {torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]}
     said = (tmp_path / "said.txt").read_text()
-    assert f"Stopped by {name} after step {step}. To continue: the same command with resume={tmp_path}" in said
+    assert f"The state after step {step} is written. To continue: the same command with resume={tmp_path}" in said
+    assert f"Stopped by {name}\n" in said
     assert 11 <= step < 60 and "Traceback" not in said
-    assert server.run(tmp_path, rarely) == 0
+    assert server.run(tmp_path, *rarely) == 0
     assert_same(finished(tmp_path), straight[0])
 
 
@@ -166,7 +167,7 @@ def test_a_full_disk_is_an_error_and_costs_nothing(tmp_path, server, straight):
 
 
 def test_two_processes_that_are_stopped_and_killed_end_as_two_that_were_not(tmp_path, server):
-    two = ("trainer=ddp", "trainer.devices=2", "loader.workers=2", "trainer.log_every_n_steps=3")
+    two = ("trainer=ddp", "trainer.devices=2", "loader.workers=2", "trainer.log_every_n_steps=3", "trainer.max_steps=35")
     assert server.run(tmp_path / "straight", *two, processes=2) == 0, (tmp_path / "straight" / "said.txt").read_text()
     run = tmp_path / "run"
     process = server.start(run, *two, processes=2)
