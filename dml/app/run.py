@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import sys
@@ -30,6 +29,7 @@ from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError
+from dml.engine.wandb_logger import finish as finish_wandb
 from dml.report.figures import draw_embedding
 
 # What Lightning says that no user could change, or that is not so here.
@@ -102,6 +102,7 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
+    _list_broken(built, folder)
     resumed = resume_point(cfg, folder)
     checkpoints = folder / "checkpoints"
     if resumed is not None and resumed.parent != checkpoints and (best := resumed.with_name("best.ckpt")).is_file():
@@ -117,8 +118,18 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed and str(resumed), weights_only=True)
         metrics = _test(cfg, trainer, built, folder, code)
     finally:
-        _finish_wandb()
+        finish_wandb()
     return metrics
+
+
+@rank_zero_only
+def _list_broken(built: Built, folder: Path) -> None:
+    """Tell of the images that are left out, and list them in bad_images.txt."""
+    if not built.broken:
+        return
+    lines = [f"{image}\t{reason}\n" for image, reason in built.broken.items()]
+    (folder / "bad_images.txt").write_text("".join(lines))
+    print(f"{len(lines)} images cannot be decoded and are left out (data.on_error=skip): {folder / 'bad_images.txt'}")
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str) -> dict[str, float]:
@@ -146,7 +157,9 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset({"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir"})
+_PLACE = frozenset(
+    {"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"}
+)
 
 
 def _fingerprint(source: Source) -> str:
@@ -176,6 +189,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,
+        "broken_images": len(built.broken),  # left out of all parts
         "loss": config["loss"],
         "sampler": config["sampler"],
         "backbone": config["backbone"]["name"],
@@ -236,6 +250,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
     folder = Path(HydraConfig.get().runtime.output_dir)
+    _list_broken(built, folder)
     trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
     trainer = build_trainer(trained, str(folder), for_evaluation=True)
     trainer.test(built.model, built.data, verbose=False)
@@ -255,11 +270,3 @@ def _print_table(metrics: dict[str, float], folder: Path) -> None:
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
     print(f"Files: {folder}")
-
-
-def _finish_wandb() -> None:
-    """Close this job's W&B run, so that the next job of a multirun gets its own; the run is on disk already."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        wandb.finish()
