@@ -93,4 +93,4 @@ def finish() -> None:
         _log.warning(f"W&B could not close its run ({error!r}): what it had written is in the run's folder")
         with suppress(Exception):
             wandb.teardown()  # the next job gets a new process
-        wandb.run = None
+        wandb.run = None  # type: ignore[attr-defined]
