@@ -1,6 +1,7 @@
 """Config -> objects: the only hydra.utils.instantiate calls. Data first; it fills in what the rest depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from dml.app.checks import check
+from dml.data.broken import ON_ERROR, find_broken, leave_out
 from dml.data.cache import PLACES, cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
@@ -25,15 +27,22 @@ from dml.engine.whole_file import WholeCheckpoints
 SPLIT_KEYS = ("val_fraction", "fold", "folds")
 # And those that say where decoded images are kept.
 CACHE_KEYS = ("cache", "cache_dir")
+# And, of sources that read files, what becomes of images that cannot be decoded.
+BROKEN_KEYS = ("on_error", "max_bad")
 
 
 @dataclass
 class Built:
-    """What a run needs."""
+    """What a run needs.
+
+    Attributes:
+        broken: the images that were left out (data.on_error=skip), each with its reason.
+    """
 
     source: Source
     data: RetrievalData
     model: MetricLearner
+    broken: dict[Path, str] = field(default_factory=dict)
 
 
 def make(node: Any, **arguments: Any) -> Any:
@@ -52,7 +61,7 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
     """The source with the training records that validation leaves it, and the validation records."""
     settings = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(settings, dict)
-    split = {key: settings.pop(key) for key in (*SPLIT_KEYS, *CACHE_KEYS) if key in settings}
+    split = {key: settings.pop(key) for key in (*SPLIT_KEYS, *CACHE_KEYS, *BROKEN_KEYS) if key in settings}
     source = make(settings)
     if not validate:
         return source, None
@@ -80,6 +89,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     """
     evaluator = make(cfg.evaluator)  # before the checks, which take its settings to be sound
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
+    # After the split: it is that of all images, so none changes sides when another is broken, or mended.
+    source, validation, broken = _without_broken(cfg, source, validation)
     if not for_evaluation:
         fill_in(cfg, source)
         check(cfg, source, validation)
@@ -121,7 +132,33 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         watch_test=cfg.protocol.watch_test,
         **({} if for_evaluation else make(cfg.engine)),
     )
-    return Built(source, data, model)
+    return Built(source, data, model, broken)
+
+
+def _without_broken(
+    cfg: DictConfig, source: Source, validation: Records | None
+) -> tuple[Source, Records | None, dict[Path, str]]:
+    """Source and validation part without the images that cannot be decoded, if the config says so; and those."""
+    on_error, most = cfg.data.get("on_error", "raise"), cfg.data.get("max_bad", 0)
+    if on_error not in ON_ERROR:
+        raise ValueError(f"data.on_error={on_error} is not possible: it must be one of {', '.join(ON_ERROR)}")
+    if on_error == "raise":
+        return source, validation, {}
+    parts = [part for part in (source.train, validation, source.test, source.gallery) if part is not None]
+    broken = find_broken(
+        parts,
+        folder=cfg.data.get("cache_dir", "data/cache"),
+        name=source.name,
+        workers=_decoders(cfg),
+        progress=cfg.progress_bar,
+    )
+    if len(broken) > most:
+        first = "; ".join(f"{image}: {reason}" for image, reason in list(broken.items())[:3])
+        raise ValueError(
+            f"{len(broken)} images cannot be decoded, more than data.max_bad={most}. Mend or remove them, or set "
+            f"data.max_bad={len(broken)} to leave them out. The first: {first}"
+        )
+    return (*leave_out(source, validation, broken), broken) if broken else (source, validation, broken)
 
 
 def _cache(cfg: DictConfig, name: str, datasets: list[ImageDataset], decode: Decode) -> bool:
@@ -131,10 +168,21 @@ def _cache(cfg: DictConfig, name: str, datasets: list[ImageDataset], decode: Dec
         raise ValueError(f"data.cache={place} is not possible: it must be one of {', '.join(PLACES)}")
     if place == "none":
         return False
-    workers = cores() if cfg.loader.workers is None else cfg.loader.workers
-    folder = cfg.data.get("cache_dir", "data/cache")
-    cache_images(datasets, decode, place=place, folder=folder, name=name, workers=workers, progress=cfg.progress_bar)
+    cache_images(
+        datasets,
+        decode,
+        place=place,
+        folder=cfg.data.get("cache_dir", "data/cache"),
+        name=name,
+        workers=_decoders(cfg),
+        progress=cfg.progress_bar,
+    )
     return True
+
+
+def _decoders(cfg: DictConfig) -> int:
+    """Processes that decode all images once, while nothing else is done."""
+    return cores() if cfg.loader.workers is None else cfg.loader.workers
 
 
 def _workers(cfg: DictConfig, train: Records, cached: bool) -> int:

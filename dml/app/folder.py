@@ -19,7 +19,7 @@ from dml.app.checkpoint import read_checkpoint
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
     {"resume", "trainer", "engine", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
-    | {"data.cache", "data.cache_dir"}
+    | {"data.cache", "data.cache_dir", "data.max_bad"}
 )
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
 _SAME_RUN = _FREE - {"trainer", "engine"}

@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import signal
 import sys
 import warnings
@@ -31,6 +30,7 @@ from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError
 from dml.engine.stop import StopSignals
+from dml.engine.wandb_logger import finish as finish_wandb
 from dml.engine.whole_file import write_whole
 from dml.report.figures import draw_embedding
 
@@ -126,6 +126,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
+    _list_broken(built, folder)
     resumed, wandb_run = resume_point(cfg, folder), None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
@@ -139,7 +140,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
         trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed and str(resumed), weights_only=True)
         metrics = _test(cfg, trainer, built, folder, code)
     finally:
-        _finish_wandb()
+        finish_wandb()
     return metrics
 
 
@@ -148,6 +149,16 @@ def _copy_best(resumed: Path, checkpoints: Path) -> None:
     if resumed.parent.resolve() != checkpoints.resolve() and best.is_file():
         checkpoints.mkdir(exist_ok=True)
         write_whole(checkpoints / "best.ckpt", best.read_bytes())
+
+
+@rank_zero_only
+def _list_broken(built: Built, folder: Path) -> None:
+    """Tell of the images that are left out, and list them in bad_images.txt."""
+    if not built.broken:
+        return
+    lines = [f"{image}\t{reason}\n" for image, reason in built.broken.items()]
+    (folder / "bad_images.txt").write_text("".join(lines))
+    print(f"{len(lines)} images cannot be decoded and are left out (data.on_error=skip): {folder / 'bad_images.txt'}")
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str) -> dict[str, float]:
@@ -173,7 +184,9 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset({"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir"})
+_PLACE = frozenset(
+    {"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"}
+)
 
 
 def _fingerprint(source: Source) -> str:
@@ -203,6 +216,7 @@ def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, A
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,
+        "broken_images": len(built.broken),  # left out of all parts
         "loss": config["loss"],
         "sampler": config["sampler"],
         "backbone": config["backbone"]["name"],
@@ -263,6 +277,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
     folder = Path(HydraConfig.get().runtime.output_dir)
+    _list_broken(built, folder)
     trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
     trainer = build_trainer(trained, str(folder))
     trainer.test(built.model, built.data, verbose=False)
@@ -282,11 +297,3 @@ def _print_table(metrics: dict[str, float], folder: Path) -> None:
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
     print(f"Files: {folder}")
-
-
-def _finish_wandb() -> None:
-    """Close this job's W&B run, so that the next job of a multirun gets its own; the run is on disk already."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        wandb.finish()

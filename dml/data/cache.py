@@ -24,6 +24,7 @@ from dml.data.decode import Box, Decode
 
 Entry = tuple[Path, Box | None]  # an image, and what it is cut to
 PLACES = ("none", "disk", "ram")
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -95,13 +96,13 @@ def cache_images(
         raise ValueError(f"data.cache=ram needs {_SHARED_MEMORY}, which this system has not: use data.cache=disk")
     where = _SHARED_MEMORY / f"dml-{os.getuid()}" if place == "ram" else Path(folder).expanduser()
     key = "data.cache=ram" if place == "ram" else f"data.cache_dir={folder}"
-    file = where / f"{name}-{_fingerprint(entries, decode)}.pixels"
+    file = where / f"{name}-{fingerprint(entries, decode)}.pixels"
     try:
         try:
             cache = _open(file, entries, place)
         except FileNotFoundError:
             where.mkdir(parents=True, exist_ok=True)
-            with _alone(where):
+            with alone(where):
                 if not file.exists():
                     _remove_leftovers(where, place)
                     _build(file, entries, decode, key, workers, progress)
@@ -113,8 +114,12 @@ def cache_images(
             dataset.decode = cache
 
 
-def _fingerprint(entries: Sequence[Entry], decode: Decode) -> str:
-    # What decodes is part of it: Pillow, and our own code.
+def fingerprint(entries: Sequence[Entry], decode: Decode) -> str:
+    """Of the entries' paths, sizes, modification times and boxes, and of what decodes: Pillow, and our own code.
+
+    Raises:
+        ValueError: an image is not there; names it.
+    """
     digest = hashlib.sha256(f"{PIL.__version__} {decode}".encode() + Path(decoding.__file__).read_bytes())
     for path, box in entries:
         try:
@@ -136,7 +141,8 @@ class _Decoded(Dataset[np.ndarray]):
         return self.decode(*self.entries[index]).movedim(0, 2).numpy()
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """What a loader does with an item that is none of a batch: nothing."""
     return item
 
 
@@ -154,11 +160,10 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
         )
     part = file.with_suffix(".part")
     # Processes, as threads wait for each other; a generator of its own, as the run's must not notice whether it builds.
-    loader = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    loader = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator())
     table, offset = np.empty((len(entries), 3), dtype="<i8"), 0
     try:
-        with part.open("wb") as out, Progress(*columns, disable=not progress) as bar:
+        with part.open("wb") as out, Progress(*COLUMNS, disable=not progress) as bar:
             task = bar.add_task("Caching images", total=len(entries))
             for i, pixels in enumerate(loader):
                 table[i] = offset, *pixels.shape[:2]
@@ -174,7 +179,7 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Only one process at a time builds in a folder; the system lets go of it however the process ends."""
     with (folder / ".lock").open("w") as lock:
         try:

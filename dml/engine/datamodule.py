@@ -1,5 +1,6 @@
 """Loaders over a source; tells the sampler labels, seed, rank, world size and epoch."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,13 +87,23 @@ class RetrievalData(pl.LightningDataModule):
         self._sampler.set_epoch(epoch)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of (images uint8 [b, 3, H, W], labels [b], indices [b])."""
+        """Batches of (images uint8 [b, 3, H, W], labels [b], indices [b]).
+
+        Raises:
+            ValueError: a run goes on whose training images were others.
+        """
         assert self.trainer is not None
         self._sampler = self._sampler_factory(
             labels=self._labels, seed=self._seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size
         )
         if self._resumed is not None:
-            self._sampler.load_state_dict(self._resumed)
+            state = dict(self._resumed)
+            if state.pop("images", self._fingerprint()) != self._fingerprint():
+                raise ValueError(
+                    "data: the training images are not those that this run began with (images or classes were added, "
+                    "taken away or found broken), so it cannot go on with the same batches: begin a new run"
+                )
+            self._sampler.load_state_dict(state)
             self._resumed = None
         return DataLoader(
             self._train,
@@ -112,15 +123,21 @@ class RetrievalData(pl.LightningDataModule):
         """The test queries, and the gallery if the source has one."""
         return [self._in_order(part) for part in (self._test, self._gallery) if part is not None]
 
+    def _fingerprint(self) -> str:
+        """Of what the sampler draws from."""
+        return hashlib.sha256(np.ascontiguousarray(self._labels, dtype="<i8").tobytes()).hexdigest()[:12]
+
     def _on_gpu(self) -> bool:
         assert self.trainer is not None
         return self.trainer.strategy.root_device.type == "cuda"
 
     def _in_order(self, dataset: Any) -> DataLoader:
         assert self.trainer is not None
-        if self.trainer.world_size > 1:
-            # Every rank its share, without the padding of DistributedSampler: nothing is seen twice.
-            dataset = Subset(dataset, range(self.trainer.global_rank, len(dataset), self.trainer.world_size))
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        if ranks > 1:
+            # Every rank its share, without the padding of DistributedSampler: nothing is seen twice. Only a rank that
+            # would have none takes another's first, which counts once: one that evaluates nothing is waited for.
+            dataset = Subset(dataset, range(rank % len(dataset), len(dataset), ranks))
         return DataLoader(
             dataset,
             batch_size=self._eval_batch_size,
@@ -139,7 +156,7 @@ class RetrievalData(pl.LightningDataModule):
         epoch = self.trainer.current_epoch
         if done >= len(self._sampler):
             epoch, done = epoch + 1, 0
-        return {**self._sampler.state_dict(), "epoch": epoch, "position": done}
+        return {**self._sampler.state_dict(), "epoch": epoch, "position": done, "images": self._fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Have the next training loader continue where the checkpoint was written."""

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
+from dml.engine.diagnostics import Diagnostics
 from dml.engine.finite import LossWatch
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
 from dml.engine.micro_batch import embed_in_chunks
@@ -63,7 +64,7 @@ class MetricLearner(pl.LightningModule):
         if compile:
             self.embedder.compile()
         self._micro_batch = micro_batch
-        self._watch = LossWatch()
+        self._watch, self._diagnostics = LossWatch(), Diagnostics()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
@@ -111,7 +112,16 @@ class MetricLearner(pl.LightningModule):
         loss = self.loss(embeddings, labels)
         self._watch.see(loss, self.global_step)
         self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            found = self._diagnostics.see(self.loss, embeddings, labels, self.global_step)
+            self.log_dict({f"train/{name}": value for name, value in found.items()}, batch_size=len(labels))
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what the backward pass of a logged step has brought; Lightning clips gradients later."""
+        found = self._diagnostics.after_backward(list(self.parameters()))
+        self.log_dict({f"train/{name}": value for name, value in found.items()})
 
     def on_train_end(self) -> None:
         """Look at the loss of the last step."""
@@ -143,7 +153,7 @@ class MetricLearner(pl.LightningModule):
         self._seen.setdefault(loader, []).append((self(images).float(), labels, index))
 
     def _evaluate(self, stage: str) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
-        sides = [self._put_together(loader) for loader in sorted(self._seen)]
+        sides = [self._put_together(loader) for loader in sorted(self._seen)]  # the same loaders on every rank
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
         metrics = self.evaluator(
             *queries,
@@ -161,7 +171,8 @@ class MetricLearner(pl.LightningModule):
         """What all ranks saw of a loader, each its share, in the order of the records, as one process sees them."""
         columns = zip(*self._seen.pop(loader), strict=True)
         embeddings, labels, index = (gather_rows(torch.cat(column)) for column in columns)
-        order = index.argsort()
+        order = index.argsort(stable=True)
+        order = order[index[order].diff(prepend=index.new_tensor([-1])) > 0]  # what two ranks saw, as the first did
         return embeddings[order], labels[order]
 
     def _show_clustering(self, done: int, of: int) -> None:

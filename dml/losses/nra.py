@@ -68,6 +68,21 @@ class NRALoss(nn.Module):
         )
         return -(torch.log(s_positive + self.epsilon) + torch.log(1 - s_negative + self.epsilon)).mean()
 
+    @torch.no_grad()
+    def diagnose(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """saturated_ranks: the share of mined ranks at which the slope of the transfer function is less than 1/100.
+
+        Embeddings [m, d] in full precision, labels [m]; empty where no anchor is valid.
+        """
+        found = extremes(embeddings, labels)
+        if len(found.anchor) == 0:
+            return {}
+        others = (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
+        d_positive, d_negative, d_max, d_min = (distance_to(embeddings, found.anchor, other) for other in others)
+        rank = (torch.stack([d_positive, d_negative]) - d_min) / (d_max - d_min)  # NaN, 0/0, has no slope either
+        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).clamp_min(0).pow(self.alpha - 1)
+        return {"saturated_ranks": 1 - ((slope >= 0.01) & slope.isfinite()).float().mean()}  # at infinity it is 0
+
 
 def _into_range(rank: Tensor) -> Tensor:
     # Mining and recomputing may round differently, so a rank can leave the [0, 1] of eq. 8 by an ulp. The value is

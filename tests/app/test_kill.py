@@ -167,7 +167,13 @@ def test_a_full_disk_is_an_error_and_costs_nothing(tmp_path, server, straight):
 
 
 def test_two_processes_that_are_stopped_and_killed_end_as_two_that_were_not(tmp_path, server):
-    two = ("trainer=ddp", "trainer.devices=2", "loader.workers=2", "trainer.log_every_n_steps=3", "trainer.max_steps=35")
+    two = (
+        "trainer=ddp",
+        "trainer.devices=2",
+        "loader.workers=2",
+        "trainer.log_every_n_steps=3",
+        "trainer.max_steps=35",
+    )
     assert server.run(tmp_path / "straight", *two, processes=2) == 0, (tmp_path / "straight" / "said.txt").read_text()
     run = tmp_path / "run"
     process = server.start(run, *two, processes=2)

@@ -86,7 +86,7 @@ def test_the_state_counts_batches_trained_on(workers):
     if workers:
         assert data._sampler.position != 3  # the workers are ahead
     state = data.state_dict()
-    assert state == {"seed": 5, "epoch": 0, "position": 3}
+    assert (state["seed"], state["epoch"], state["position"]) == (5, 0, 3)
 
     resumed = make_data(workers=2 - workers)
     attach(resumed)
@@ -100,7 +100,21 @@ def test_the_state_after_the_last_batch_is_the_next_epoch():
     assert data.state_dict() == {}  # nothing was trained
     attach(data, processed=5, epoch=1)
     data.train_dataloader()
-    assert data.state_dict() == {"seed": 5, "epoch": 2, "position": 0}
+    state = data.state_dict()
+    assert (state["seed"], state["epoch"], state["position"]) == (5, 2, 0)
+
+
+def test_other_training_images_are_not_taken_for_the_same_run():
+    data = make_data()
+    attach(data)
+    data.train_dataloader()
+    state = data.state_dict()
+    resumed = make_data()
+    resumed._labels = resumed._labels[:-1]  # one was found broken
+    attach(resumed)
+    resumed.load_state_dict(state)
+    with pytest.raises(ValueError, match="the training images are not those that this run began with"):
+        resumed.train_dataloader()
 
 
 def test_images_to_evaluate_come_in_order_and_untouched():

@@ -10,10 +10,12 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
+from dml.engine.diagnostics import Diagnostics
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
 from dml.engine.micro_batch import embed_in_chunks
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.nra import NRALoss
+from tests.engine.conftest import attach, make_data, make_learner, records
 
 SIZES = {2: (5, 7), 3: (6, 1, 5)}  # unequal parts of one batch of 12
 
@@ -61,6 +63,9 @@ def _check(world):
         torch.testing.assert_close(gradient / world, wanted, rtol=1e-5, atol=1e-12)
 
     _check_chunks(model, images[mine], labels[mine], expected)
+    _check_diagnostics(model, images, labels, mine)
+    for number in (2, 3, 11):
+        _check_evaluation(number)
 
     assert processes() == (rank, world)
     total = add_over_ranks(np.array([1, 2]) * 10**rank, torch.device("cpu"))
@@ -97,6 +102,39 @@ def _check_chunks(model, images, labels, expected):
     assert sorted(exchanged) == sorted(map(id, parameters))
     for parameter, wanted in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.grad, wanted, rtol=1e-5, atol=1e-12)
+
+
+def _check_diagnostics(model, images, labels, mine):
+    """Every rank finds what one process finds of the whole batch."""
+
+    def found(embeddings, labels):
+        watcher = Diagnostics()
+        seen = watcher.see(model["loss"].ranks, embeddings, labels, 0)
+        model["loss"](embeddings, labels).backward()
+        return seen | watcher.after_backward([])
+
+    wanted, of_ranks = (
+        found(model["embedder"](images), labels),
+        found(*gather_batch(model["embedder"](images[mine]), labels[mine])),
+    )
+    assert len(wanted) == 6
+    for name, value in wanted.items():
+        torch.testing.assert_close(of_ranks[name], value, rtol=1e-6, atol=0)
+
+
+def _check_evaluation(number):
+    """Fewer images than ranks, as many and more: each counts once, and no rank is waited for."""
+    data, learner = make_data(), make_learner()
+    data._test.records = records(number, 2)
+    attach(data, rank=dist.get_rank(), world_size=dist.get_world_size())
+    (loader,) = data.test_dataloader()
+    with torch.no_grad():
+        for i, batch in enumerate(loader):
+            learner.test_step(batch, i)
+        embeddings, labels = learner._put_together(0)
+        expected = learner(torch.from_numpy(records(number, 2).images).permute(0, 3, 1, 2))
+    torch.testing.assert_close(embeddings, expected)
+    assert labels.tolist() == records(number, 2).labels.tolist()
 
 
 def _single_process(model, images, labels):

@@ -1,0 +1,96 @@
+"""Weights & Biases beside a run, which neither stops nor waits when its server, its network or its process is gone."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+
+_log = logging.getLogger(__name__)
+
+
+def _never_stops(method: Callable[..., None]) -> Callable[..., None]:
+    """Have a method that hands something to W&B fail once, with a warning, and do nothing from then on."""
+
+    @functools.wraps(method)
+    def wrapper(self: "UnattendedWandbLogger", *given: Any, **named: Any) -> None:
+        if self.lost:
+            return
+        _ = self.experiment  # a start that is refused is the user's to know
+        try:
+            method(self, *given, **named)
+        except Exception as error:
+            self.lost = True
+            _log.warning(f"W&B is gone ({error!r}): the run goes on, and what comes now is not logged there")
+
+    return wrapper
+
+
+class UnattendedWandbLogger(WandbLogger):
+    """Lightning's logger, for runs that nobody looks after.
+
+    Uploading is the business of a process of W&B's own, so a server that goes away while the run trains costs nothing;
+    `settings.init_timeout` and `settings.finish_timeout` bound what start and end wait for it. What could not be sent
+    is on disk, and `wandb sync` sends it.
+
+    Args:
+        offline: only write to disk.
+        given: as Lightning's.
+
+    Raises:
+        ValueError: by the first thing that is logged: W&B is to send, and there is no login.
+    """
+
+    def __init__(self, *, offline: bool = True, **given: Any) -> None:
+        super().__init__(offline=offline, **given)
+        self._offline = False  # Lightning's way is a variable of the environment, which the next job would inherit
+        if offline:
+            self._wandb_init["mode"] = "offline"
+        del self._wandb_init["anonymous"]  # W&B warns of it, whatever its value
+        self.lost = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The run of W&B, begun when it is first asked for; offline, if the server cannot be reached."""
+        from wandb.errors import AuthenticationError, CommError, UsageError
+
+        try:
+            return super().experiment
+        except (AuthenticationError, UsageError) as error:
+            raise ValueError(
+                f"logger.offline=false is not possible: {_first_line(error)}. Log in (`wandb login` or WANDB_API_KEY), "
+                "or leave it true and send the run later (`wandb sync`)"
+            ) from error
+        except CommError as error:
+            _log.warning(f"W&B cannot be reached ({_first_line(error)}): the run is logged as with logger.offline=true")
+            self._wandb_init["mode"] = "offline"
+            return super().experiment
+
+    log_hyperparams = _never_stops(WandbLogger.log_hyperparams)
+    log_metrics = _never_stops(WandbLogger.log_metrics)
+    log_image = _never_stops(WandbLogger.log_image)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".")
+
+
+def finish() -> None:
+    """Close this job's W&B run, so that the next job of a sweep gets its own; the run is on disk already."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    os.environ.setdefault("WANDB_SILENT", "true")
+    try:
+        wandb.finish()
+    except Exception as error:
+        _log.warning(f"W&B could not close its run ({error!r}): what it had written is in the run's folder")
+        with suppress(Exception):
+            wandb.teardown()  # the next job gets a new process
+        wandb.run = None  # type: ignore[attr-defined]
