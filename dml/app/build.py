@@ -1,16 +1,16 @@
-"""Config -> objects: the only hydra.utils.instantiate calls. Data first; it fills in what the rest depends on."""
+"""Config -> objects. Data first; it fills in what the rest depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dml.app.checks import check
-from dml.data.cache import PLACES, cache_images
+from dml.app.checks import check_data
+from dml.app.make import make
+from dml.app.settings import LATER, Splitting
+from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
 from dml.engine.callbacks import make_callbacks
@@ -18,10 +18,9 @@ from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 
-# Keys of the data group that say how its training part is split; the others go to the source's own function.
-SPLIT_KEYS = ("val_fraction", "fold", "folds")
-# And those that say where decoded images are kept.
-CACHE_KEYS = ("cache", "cache_dir")
+# Keys of the data group that say how its training part is split and where decoded images are kept; the others go to the
+# source's own function.
+OUR_KEYS = tuple(field.name for field in fields(Splitting))
 
 
 @dataclass
@@ -33,23 +32,11 @@ class Built:
     model: MetricLearner
 
 
-def make(node: Any, **arguments: Any) -> Any:
-    """Instantiate a config node; a user's mistake in it surfaces as the ValueError that the part itself raised."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    try:
-        return instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-
-
 def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | None]:
     """The source with the training records that validation leaves it, and the validation records."""
     settings = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(settings, dict)
-    split = {key: settings.pop(key) for key in (*SPLIT_KEYS, *CACHE_KEYS) if key in settings}
+    split = {key: settings.pop(key) for key in OUR_KEYS if key in settings}
     source = make(settings)
     if not validate:
         return source, None
@@ -59,7 +46,7 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
 def fill_in(cfg: DictConfig, source: Source) -> None:
     """Put into the loss's config what only data and embedder know; what the user set stays."""
     with open_dict(cfg):
-        for key, value in (("num_classes", source.train.num_classes), ("embedding_dim", cfg.embedder.dim)):
+        for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.dim), strict=True):
             if key in cfg.loss and cfg.loss[key] is None:
                 cfg.loss[key] = value
 
@@ -68,18 +55,18 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     """Build data and model.
 
     Args:
-        cfg: composed config; num_classes and embedding_dim of the loss are filled in, the only change made to it.
+        cfg: composed config that `check_config` has passed; num_classes and embedding_dim of the loss are filled in,
+            the only change made to it.
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
 
     Raises:
-        ValueError: a mistake in the config; names the key.
+        ValueError: the config does not go with the data, or a part with the machine; names the key.
     """
-    evaluator = make(cfg.evaluator)  # before the checks, which take its settings to be sound
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
     if not for_evaluation:
         fill_in(cfg, source)
-        check(cfg, source, validation)
+        check_data(cfg, source, validation)
     transforms = make(cfg.transform)
     if cfg.protocol.watch_test:
         validation = source.test
@@ -105,13 +92,14 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         eval_batch_size=cfg.loader.eval_batch_size,
         workers=_workers(cfg, source.train, cached),
     )
-    backbone = make(cfg.backbone, **({"pretrained": False, "checkpoint_path": None} if for_evaluation else {}))
+    no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation else {}
+    backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     model = MetricLearner(
         embedder=make(cfg.embedder, backbone=backbone),
         loss=make(cfg.loss),
-        evaluator=evaluator,
+        evaluator=make(cfg.evaluator),
         optimizer=make({**cfg.optimizer, "_partial_": True}),
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},
@@ -124,8 +112,6 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
 def _cache(cfg: DictConfig, name: str, datasets: list[ImageDataset], decode: Decode) -> bool:
     """Put a cache before the data sets if the config wants one; returns whether it does."""
     place = cfg.data.get("cache", "none")
-    if place not in PLACES:
-        raise ValueError(f"data.cache={place} is not possible: it must be one of {', '.join(PLACES)}")
     if place == "none":
         return False
     workers = cores() if cfg.loader.workers is None else cfg.loader.workers

@@ -24,9 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dml.app.build import Built, build, build_trainer
-from dml.app.checkpoint import read_checkpoint
+from dml.app.checkpoint import GROUPS, read_to_evaluate
+from dml.app.checks import check_config
 from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.settings import Evaluation, Model
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError
@@ -82,6 +84,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
         NonFiniteLossError: the loss became NaN or infinite.
     """
+    check_config(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     with held(folder):
         if (metrics := finished_metrics(cfg, folder)) is not None:
@@ -100,6 +103,7 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
+    trainer = build_trainer(cfg, str(folder))  # first, as what Lightning refuses needs no data to be refused
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
     resumed = resume_point(cfg, folder)
@@ -110,7 +114,6 @@ def _train(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
     (folder / "config.yaml").write_text(config)
-    trainer = build_trainer(cfg, str(folder))
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
@@ -226,18 +229,19 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
     """
-    checkpoint = read_checkpoint(Path(cfg.ckpt_path), "ckpt_path")
+    check_config(cfg, Evaluation)
+    checkpoint = read_to_evaluate(Path(cfg.ckpt_path), cfg.trust)
     trained = OmegaConf.create(checkpoint["dml_config"])
-    for group in ("data", "transform", "evaluator", "loader"):
+    check_config(trained, Model)
+    for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    trainer = build_trainer(trained, str(folder), for_evaluation=True)
     built = build(trained, for_evaluation=True)
     try:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
-    trainer = build_trainer(trained, str(folder), for_evaluation=True)
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:

@@ -1,12 +1,16 @@
 """Learning rate schedules that torch does not have."""
 
 import math
+from typing import Annotated
 
+from annotated_types import Ge, Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
+def warmup_cosine(
+    optimizer: Optimizer, *, steps: Annotated[int, Ge(1)], warmup: Annotated[float, Interval(ge=0, lt=1)]
+) -> LambdaLR:
     """Linear warm-up to the optimiser's learning rate, then half a cosine down to 0.
 
     torch's OneCycleLR does much the same, but divides by zero for some numbers of steps and fails beyond the last.

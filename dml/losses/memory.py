@@ -1,9 +1,10 @@
 """Cross-batch memory (Wang, Zhang, Huang and Scott 2020): embeddings of earlier batches as positives and negatives."""
 
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from dml.losses.pairwise import full_precision, require
@@ -31,7 +32,14 @@ class CrossBatchMemory(nn.Module):
     embeddings: Tensor
     labels: Tensor
 
-    def __init__(self, *, loss: nn.Module, size: int = 4096, start_step: int = 1000, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        loss: nn.Module,
+        size: Annotated[int, Gt(0)] = 4096,
+        start_step: Annotated[int, Ge(0)] = 1000,
+        embedding_dim: Annotated[int, Gt(0)],
+    ) -> None:
         super().__init__()
         name = type(loss).__name__
         require(
