@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from dml.app.make import make
-from dml.app.schema import MISSING, problems_of, resolved, shown
+from dml.app.schema import MISSING, printable, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import LATER, Model, Training
 from dml.data.dataset import Records, Source
@@ -39,7 +39,7 @@ def check_config(cfg: DictConfig, schema: type = Training) -> None:
         said += [line for line in _tried(config, broken) if line not in said]
         said += _across(config, broken)
     if said:
-        raise ValueError("\n".join(said))
+        raise ValueError("\n".join(map(printable, said)))
 
 
 def _tried(config: dict[str, Any], broken: set[str]) -> Iterator[str]:

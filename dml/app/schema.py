@@ -5,6 +5,7 @@ There is no second list of the parts' keys: a group with a `_target_` takes what
 """
 
 import difflib
+import functools
 import inspect
 import pydoc
 import sys
@@ -126,6 +127,7 @@ def _part(name: str, node: Any, part: Part) -> Iterator[Problem]:
     yield from _arguments(f"{name}.", rest, call, part)
 
 
+@functools.cache
 def _parameters(call: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named parameters of a call with their types, and whether it takes others too."""
     try:
@@ -242,9 +244,16 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     text = str(value)
+    if isinstance(value, list):
+        text = f"[{', '.join(map(shown, value))}]"
     if isinstance(value, str) and (not text.isprintable() or not text or _looks_otherwise(text)):
         text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable(line: str) -> str:
+    """A line with \\n and the like in the place of characters that a terminal would obey."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 def _looks_otherwise(text: str) -> bool:

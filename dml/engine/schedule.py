@@ -21,8 +21,10 @@ def warmup_cosine(
         warmup: share of them that warms up, in [0, 1).
 
     Raises:
-        ValueError: warmup is not in [0, 1).
+        ValueError: steps is not positive, or warmup is not in [0, 1).
     """
+    if steps < 1:
+        raise ValueError(f"scheduler.steps={steps} is not possible: it must be at least 1")
     if not 0 <= warmup < 1:
         raise ValueError(f"scheduler.warmup={warmup} is not possible: it must be 0 or greater, and less than 1")
     rising = round(warmup * steps)

@@ -25,7 +25,7 @@ class CrossBatchMemory(nn.Module):
         embedding_dim: D of the embeddings.
 
     Raises:
-        ValueError: the loss cannot tell anchors from others, size is not positive, or start_step is negative.
+        ValueError: the loss cannot tell anchors from others, a size is not positive, or start_step is negative.
     """
 
     min_samples_per_class = 2
@@ -46,6 +46,7 @@ class CrossBatchMemory(nn.Module):
             "anchors" in inspect.signature(loss.forward).parameters, "loss.loss", name, "contrastive, triplet or nra"
         )
         require(size > 0, "loss.size", size, "greater than 0")
+        require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
         require(start_step >= 0, "loss.start_step", start_step, "0 or greater")
         self.loss, self.start_step = loss, start_step
         self.register_buffer("embeddings", torch.zeros(size, embedding_dim))

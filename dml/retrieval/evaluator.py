@@ -70,6 +70,8 @@ class Evaluator:
             raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
         if nmi_restarts < 1:
             raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
+        if not 0 <= nmi_seed < 2**32:
+            raise ValueError(f"evaluator.nmi_seed={nmi_seed} is not possible: it must be from 0 to {2**32 - 1}")
         self.ks, self.metrics, self.normalize = tuple(ks), tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
 
