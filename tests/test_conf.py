@@ -12,7 +12,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dml.app.build import BROKEN_KEYS, CACHE_KEYS, SPLIT_KEYS, make
+from dml.app.build import OUR_KEYS
+from dml.app.make import make
 from dml.data.dataset import Source
 from tests.app.conftest import composed, train, write_images
 from tests.data.test_transforms import in_test, in_training
@@ -193,7 +194,7 @@ def test_logger(choice, tmp_path):
 @pytest.mark.parametrize("choice", choices("data"))
 def test_data(choice, tmp_path):
     node = resolved("data", choice)
-    ours = {*SPLIT_KEYS, *CACHE_KEYS, *(BROKEN_KEYS if choice not in ("digits", "mnist") else ())}
+    ours = set(OUR_KEYS) - ({"on_error", "max_bad"} if choice in ("digits", "mnist") else set())
     assert ours <= set(node) and node["cache"] == "none"
     settings = {key: value for key, value in node.items() if key not in ours}
     load = pydoc.locate(settings["_target_"])

@@ -1,19 +1,20 @@
-"""Config -> objects: the only hydra.utils.instantiate calls. Data first; it fills in what the rest depends on."""
+"""Config -> objects. Data first; it fills in what the rest depends on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from dml.app.checks import check
-from dml.data.broken import ON_ERROR, find_broken, leave_out
-from dml.data.cache import PLACES, cache_images
+from dml.app.checks import check_data
+from dml.app.make import make
+from dml.app.settings import LATER, Splitting
+from dml.data.broken import find_broken, leave_out
+from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
 from dml.engine.callbacks import make_callbacks
@@ -23,12 +24,9 @@ from dml.engine.progress import StepProgressBar
 from dml.engine.stop import StopSignals
 from dml.engine.whole_file import WholeCheckpoints
 
-# Keys of the data group that say how its training part is split; the others go to the source's own function.
-SPLIT_KEYS = ("val_fraction", "fold", "folds")
-# And those that say where decoded images are kept.
-CACHE_KEYS = ("cache", "cache_dir")
-# And, of sources that read files, what becomes of images that cannot be decoded.
-BROKEN_KEYS = ("on_error", "max_bad")
+# Keys of the data group that say how its training part is split and read; the others go to the
+# source's own function.
+OUR_KEYS = tuple(field.name for field in fields(Splitting))
 
 
 @dataclass
@@ -45,23 +43,11 @@ class Built:
     broken: dict[Path, str] = field(default_factory=dict)
 
 
-def make(node: Any, **arguments: Any) -> Any:
-    """Instantiate a config node; a user's mistake in it surfaces as the ValueError that the part itself raised."""
-    if isinstance(node, DictConfig | ListConfig):
-        node = OmegaConf.to_container(node, resolve=True)
-    try:
-        return instantiate(node, **arguments, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from None
-        raise
-
-
 def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | None]:
     """The source with the training records that validation leaves it, and the validation records."""
     settings = OmegaConf.to_container(cfg.data, resolve=True)
     assert isinstance(settings, dict)
-    split = {key: settings.pop(key) for key in (*SPLIT_KEYS, *CACHE_KEYS, *BROKEN_KEYS) if key in settings}
+    split = {key: settings.pop(key) for key in OUR_KEYS if key in settings}
     source = make(settings)
     if not validate:
         return source, None
@@ -71,7 +57,7 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
 def fill_in(cfg: DictConfig, source: Source) -> None:
     """Put into the loss's config what only data and embedder know; what the user set stays."""
     with open_dict(cfg):
-        for key, value in (("num_classes", source.train.num_classes), ("embedding_dim", cfg.embedder.dim)):
+        for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.dim), strict=True):
             if key in cfg.loss and cfg.loss[key] is None:
                 cfg.loss[key] = value
 
@@ -80,20 +66,20 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     """Build data and model.
 
     Args:
-        cfg: composed config; num_classes and embedding_dim of the loss are filled in, the only change made to it.
+        cfg: composed config that `check_config` has passed; num_classes and embedding_dim of the loss are filled in,
+            the only change made to it.
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
 
     Raises:
-        ValueError: a mistake in the config; names the key.
+        ValueError: the config does not go with the data, or a part with the machine; names the key.
     """
-    evaluator = make(cfg.evaluator)  # before the checks, which take its settings to be sound
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
     # After the split: it is that of all images, so none changes sides when another is broken, or mended.
     source, validation, broken = _without_broken(cfg, source, validation)
     if not for_evaluation:
         fill_in(cfg, source)
-        check(cfg, source, validation)
+        check_data(cfg, source, validation)
     transforms = make(cfg.transform)
     if cfg.protocol.watch_test:
         validation = source.test
@@ -119,13 +105,14 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         eval_batch_size=cfg.loader.eval_batch_size,
         workers=_workers(cfg, source.train, cached),
     )
-    backbone = make(cfg.backbone, **({"pretrained": False, "checkpoint_path": None} if for_evaluation else {}))
+    no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation else {}
+    backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     model = MetricLearner(
         embedder=make(cfg.embedder, backbone=backbone),
         loss=make(cfg.loss),
-        evaluator=evaluator,
+        evaluator=make(cfg.evaluator),
         optimizer=make({**cfg.optimizer, "_partial_": True}),
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},
@@ -139,10 +126,8 @@ def _without_broken(
     cfg: DictConfig, source: Source, validation: Records | None
 ) -> tuple[Source, Records | None, dict[Path, str]]:
     """Source and validation part without the images that cannot be decoded, if the config says so; and those."""
-    on_error, most = cfg.data.get("on_error", "raise"), cfg.data.get("max_bad", 0)
-    if on_error not in ON_ERROR:
-        raise ValueError(f"data.on_error={on_error} is not possible: it must be one of {', '.join(ON_ERROR)}")
-    if on_error == "raise":
+    most = cfg.data.get("max_bad", 10)
+    if cfg.data.get("on_error", "raise") == "raise":
         return source, validation, {}
     parts = [part for part in (source.train, validation, source.test, source.gallery) if part is not None]
     broken = find_broken(
@@ -164,8 +149,6 @@ def _without_broken(
 def _cache(cfg: DictConfig, name: str, datasets: list[ImageDataset], decode: Decode) -> bool:
     """Put a cache before the data sets if the config wants one; returns whether it does."""
     place = cfg.data.get("cache", "none")
-    if place not in PLACES:
-        raise ValueError(f"data.cache={place} is not possible: it must be one of {', '.join(PLACES)}")
     if place == "none":
         return False
     cache_images(
@@ -192,24 +175,26 @@ def _workers(cfg: DictConfig, train: Records, cached: bool) -> int:
     return 0 if isinstance(train.images, np.ndarray) else min(2 if cached else 8, cores())
 
 
-def build_trainer(
-    cfg: DictConfig, folder: str, stop: StopSignals | None = None, wandb_run: str | None = None
-) -> pl.Trainer:
-    """The Lightning trainer with its logger and callbacks, writing into `folder`.
+def build_loggers(cfg: DictConfig, folder: Path, wandb_run: str | None = None) -> list[Logger]:
+    """What the config names, if anything; wandb_run: id of the W&B run to go on with."""
+    if not cfg.logger:
+        return []
+    same = {"id": wandb_run} if wandb_run and cfg.logger.get("id") is None else {}
+    return [make(cfg.logger, save_dir=str(folder), **same)]
+
+
+def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None) -> pl.Trainer:
+    """The Lightning trainer with its callbacks, writing into `folder`; it has no logger yet.
 
     Args:
         cfg: composed config.
         folder: of the run.
-        stop: the signals that end a training; None: for evaluation, which logs nothing and writes no checkpoints.
-        wandb_run: id of the W&B run to go on with.
+        stop: the signals that end a training; None: for evaluation, which writes no checkpoints.
     """
-    logger: Any = False
     callbacks: list[pl.Callback] = []
     if stop is not None:
-        same = {"id": wandb_run} if wandb_run and cfg.logger.get("id") is None else {}
-        logger = make(cfg.logger, save_dir=folder, **same) if cfg.logger else False
         callbacks += make_callbacks(
-            folder=f"{folder}/checkpoints",
+            folder=str(folder / "checkpoints"),
             monitor=cfg.protocol.monitor if cfg.protocol.validate else None,
             patience=cfg.protocol.patience,
             minutes=cfg.checkpoint_minutes,
@@ -221,10 +206,10 @@ def build_trainer(
         cfg.trainer,
         # A run shorter than the interval is validated at its end: best.ckpt is always there.
         val_check_interval=min(cfg.trainer.val_check_interval, cfg.trainer.max_steps),
-        logger=logger,
+        logger=False,
         callbacks=callbacks,
         plugins=_plugins(),
-        default_root_dir=folder,
+        default_root_dir=str(folder),
         enable_progress_bar=cfg.progress_bar,
     )
 

@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from hydra.core.config_store import ConfigStore
 
+from dml.app.trust import distrust
+
 # What `evaluate.py` takes from the checkpoint unless told otherwise.
 GROUPS = ("data", "transform", "evaluator", "loader")
+# What it has from elsewhere, and never takes from there.
+_UNUSED = ("trainer", "logger", "progress_bar")
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
@@ -34,7 +38,28 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or not {"dml_config", "state_dict", "global_step"} <= checkpoint.keys():
         raise ValueError(f"{key}={path} is no checkpoint of a run of train.py: it carries no config")
+    config = checkpoint["dml_config"]
+    if not isinstance(checkpoint["state_dict"], dict) or not isinstance(checkpoint["global_step"], int):
+        raise ValueError(f"{key}={path} is no checkpoint of a run of train.py: it carries no weights")
+    if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in GROUPS):
+        raise ValueError(f"{key}={path} is no checkpoint of a run of train.py: its config has no {', '.join(GROUPS)}")
     return checkpoint
+
+
+def read_to_evaluate(path: Path, trust: bool) -> dict[str, Any]:
+    """Load a checkpoint of which parts are to be made.
+
+    Images are not cached because a checkpoint says so: it would also say in which folder.
+
+    Raises:
+        ValueError: it cannot be used, or its config could run code and there is no trust.
+    """
+    checkpoint = read_checkpoint(path, "ckpt_path")
+    config = {key: value for key, value in checkpoint["dml_config"].items() if key not in _UNUSED}
+    if not trust:
+        distrust(config, f"ckpt_path={path}")
+        config["data"] = {**config["data"], "cache": "none"}
+    return {**checkpoint, "dml_config": config}
 
 
 def offer_trained_config(arguments: list[str]) -> None:
@@ -47,7 +72,7 @@ def offer_trained_config(arguments: list[str]) -> None:
     nodes: dict[str, Any] = {group: {} for group in GROUPS}
     if paths:
         try:
-            config = read_checkpoint(Path(paths[-1]), "ckpt_path")["dml_config"]
+            config = read_to_evaluate(Path(paths[-1]), "trust=true" in arguments)["dml_config"]
         except ValueError as error:
             sys.exit(str(error))
         nodes = {group: config[group] for group in GROUPS}

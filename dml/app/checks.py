@@ -1,51 +1,124 @@
-"""Checks across config groups, before any heavy work. Every problem is reported, not only the first."""
+"""A config held against its schema, its parts, its groups against each other, and against the data; all at once.
+
+`check_config` needs no data and comes before anything else; `check_data` comes before any heavy work.
+"""
 
 import pydoc
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
+from dml.app.make import make
+from dml.app.schema import MISSING, printable, problems_of, resolved, shown
+from dml.app.secrets import secrets_in
+from dml.app.settings import LATER, Model, Training
 from dml.data.dataset import Records, Source
+from dml.models.backbones import check_backbone, create_backbone
 
 
-def check(cfg: DictConfig, source: Source, validation: Records | None) -> None:
-    """Hold the groups of a config against each other and against the data.
+def check_config(cfg: DictConfig, schema: type = Training) -> None:
+    """Refuse keys that do not exist, values of a wrong type or out of range, and groups that do not go together.
+
+    Raises:
+        ValueError: one line a problem, each naming a config key.
+    """
+    config, found, taken = resolved(cfg)
+    if schema is Model:  # of a checkpoint, which carries more
+        config = {field.name: config[field.name] for field in fields(Model) if field.name in config}
+    found += problems_of(config, schema)
+    # What is taken from another key is told of once, there.
+    own = [(type(problem.value), problem.value) for problem in found if problem.key not in taken]
+    said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
+    broken = {problem.key.split(".")[0] for problem in found}
+    said += secrets_in(config)
+    if issubclass(schema, Training):
+        said += [line for line in _tried(config, broken) if line not in said]
+        said += _across(config, broken)
+    if said:
+        raise ValueError("\n".join(map(printable, said)))
+
+
+def _tried(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
+    """What parts that need no data say when they are made: combinations that no signature tells, and parts without."""
+    weights, optimizer = [torch.nn.Parameter(torch.zeros(1))], None
+    for group in ("transform", "evaluator", "loss", "optimizer", "scheduler"):
+        if group in broken or not config[group] or (group == "scheduler" and optimizer is None):
+            continue
+        given: dict[str, Any] = {}
+        if group == "loss":
+            given = {key: 1 for key in LATER if config["loss"].get(key, 1) is None}
+        elif group in ("optimizer", "scheduler"):
+            given = {"params": weights} if group == "optimizer" else {"optimizer": optimizer}
+        try:
+            with torch.device("meta"):  # sizes take no memory
+                part = make({**config[group], "_partial_": True})(**given)
+            optimizer = part if group == "optimizer" else optimizer
+        except Exception as error:
+            if not (isinstance(error, ValueError) or config[group]["_target_"].startswith("torch.")):
+                raise  # a bug of the part, not a mistake of who uses it
+            said = _first_line(error)
+            yield said if said.startswith(f"{group}.") else f"{group}: {said}"
+    if "backbone" not in broken and pydoc.locate(config["backbone"]["_target_"]) is create_backbone:
+        backbone = config["backbone"]
+        try:
+            check_backbone(backbone["name"], backbone.get("pretrained", False), backbone.get("checkpoint_path"))
+        except ValueError as error:
+            yield _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _across(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
+    """What groups say about each other, of those that are sound by themselves."""
+    if not broken & {"loss", "sampler"}:
+        name, n = config["loss"]["_target_"], config["sampler"]["samples_per_class"]
+        needed = getattr(pydoc.locate(name), "min_samples_per_class", 1)
+        if n < needed:
+            yield (
+                f"sampler.samples_per_class={n} leaves anchors without a positive: "
+                f"{name.rpartition('.')[2]} needs at least {needed}"
+            )
+    if not broken & {"loss", "embedder"}:
+        dim, expected = config["embedder"]["dim"], config["loss"].get("embedding_dim")
+        if expected not in (None, dim):
+            yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
+    if not broken & {"protocol", "evaluator"}:
+        protocol, ks, names = config["protocol"], config["evaluator"]["ks"], config["evaluator"]["metrics"]
+        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
+        if protocol["validate"] and protocol["monitor"] not in measured:
+            yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
+        if protocol["validate"] and protocol["watch_test"]:
+            yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
+    if "data" not in broken and config["data"].get("fold") is not None:
+        fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
+        if fold > last:
+            yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"
+
+
+def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> None:
+    """Hold a config that `check_config` has passed against the data.
 
     Raises:
         ValueError: one line a problem, each naming a config key.
     """
     problems: list[str] = []
     classes, images = source.train.num_classes, len(source.train)
-    k, n = cfg.sampler.get("classes_per_batch"), cfg.sampler.get("samples_per_class")
-    if k is not None and n is not None:
-        if k * n > images:
-            problems.append(
-                f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
-                f"training set of {images}"
-            )
-        if k > classes:
-            problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes")
-        needed = getattr(pydoc.locate(cfg.loss._target_), "min_samples_per_class", 1)
-        if n < needed:
-            problems.append(
-                f"sampler.samples_per_class={n} leaves anchors without a positive: "
-                f"{cfg.loss._target_.rpartition('.')[2]} needs at least {needed}"
-            )
+    k, n = cfg.sampler.classes_per_batch, cfg.sampler.samples_per_class
+    if k * n > images:
+        problems.append(
+            f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
+            f"training set of {images}"
+        )
+    if k > classes:
+        problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes")
     if cfg.loss.get("num_classes") is not None and cfg.loss.num_classes < classes:
         problems.append(f"loss.num_classes={cfg.loss.num_classes} is less than the {classes} training classes")
-    if cfg.loss.get("embedding_dim") is not None and cfg.loss.embedding_dim != cfg.embedder.dim:
-        problems.append(f"loss.embedding_dim={cfg.loss.embedding_dim} is not embedder.dim={cfg.embedder.dim}")
-    if cfg.protocol.validate:
-        ks, names = cfg.evaluator.ks, cfg.evaluator.metrics
-        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
-        if cfg.protocol.monitor not in measured:
-            problems.append(f"protocol.monitor={cfg.protocol.monitor} is not measured: {', '.join(measured)} are")
-    if cfg.protocol.watch_test and cfg.protocol.validate:
-        problems.append("protocol.watch_test=true is for protocol=paper: a validated run has its own curves")
-    if cfg.trainer.max_steps < 1:
-        problems.append(f"trainer.max_steps={cfg.trainer.max_steps} is not possible: it must be at least 1")
-    if cfg.trainer.val_check_interval < 1:
-        problems.append(f"trainer.val_check_interval={cfg.trainer.val_check_interval} is not possible: it counts steps")
     neighbours = {}
     for side, queries, gallery in (("test", source.test, source.gallery), ("validation", validation, None)):
         if queries is not None:

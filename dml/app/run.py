@@ -22,10 +22,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from dml.app.build import Built, build, build_trainer
-from dml.app.checkpoint import read_checkpoint
+from dml.app.build import Built, build, build_loggers, build_trainer
+from dml.app.checkpoint import GROUPS, read_checkpoint, read_to_evaluate
+from dml.app.checks import check_config
 from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.settings import Evaluation, Model
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.finite import NonFiniteLossError
@@ -95,6 +97,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
         NonFiniteLossError: the loss became NaN or infinite.
     """
+    check_config(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     first = not getattr(rank_zero_only, "rank", 0)
     if not first:
@@ -124,6 +127,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
+    trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
     _list_broken(built, folder)
@@ -133,7 +137,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
         wandb_run = read_checkpoint(resumed, "resume").get("wandb_run")
         rank_zero_only(_copy_best)(resumed, folder / "checkpoints")
     rank_zero_only(write_whole)(folder / "config.yaml", config.encode())
-    trainer = build_trainer(cfg, str(folder), stop, wandb_run)
+    trainer.loggers = build_loggers(cfg, folder, wandb_run)
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
@@ -267,19 +271,20 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
     """
-    checkpoint = read_checkpoint(Path(cfg.ckpt_path), "ckpt_path")
+    check_config(cfg, Evaluation)
+    checkpoint = read_to_evaluate(Path(cfg.ckpt_path), cfg.trust)
     trained = OmegaConf.create(checkpoint["dml_config"])
-    for group in ("data", "transform", "evaluator", "loader"):
+    check_config(trained, Model)
+    for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    trainer = build_trainer(trained, folder)
     built = build(trained, for_evaluation=True)
     try:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
-    folder = Path(HydraConfig.get().runtime.output_dir)
     _list_broken(built, folder)
-    trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
-    trainer = build_trainer(trained, str(folder))
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:

@@ -4,11 +4,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 
 from dml.data.dataset import Records, Source
+
+Count = Annotated[int, Ge(1)]
 
 
 def find_root(root: str, folder: str) -> Path:

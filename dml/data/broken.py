@@ -15,8 +15,6 @@ from dml.data.cache import COLUMNS, alone, as_it_is, fingerprint
 from dml.data.dataset import Records, Source
 from dml.data.decode import Decode, load_image
 
-ON_ERROR = ("raise", "skip")
-
 
 def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, str]) -> tuple[Source, Records | None]:
     """The source and its validation part without the broken images; all others stay in the part that they are in.

@@ -23,7 +23,6 @@ from dml.data.dataset import ImageDataset
 from dml.data.decode import Box, Decode
 
 Entry = tuple[Path, Box | None]  # an image, and what it is cut to
-PLACES = ("none", "disk", "ram")
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dml.data.annotations import check_counts, check_images, split_classes
+from dml.data.annotations import Count, check_counts, check_images, split_classes
 from dml.data.dataset import Records, Source
 from dml.data.folder import read_tree
 
@@ -20,8 +20,8 @@ GET = (
 )
 
 
-def load(*, root: str, train_classes: int = 98, test_classes: int | None = 98, train_images: int | None = 8054,
-         test_images: int | None = 8131) -> Source:  # fmt: skip
+def load(*, root: str, train_classes: Count = 98, test_classes: Count | None = 98, train_images: Count | None = 8054,
+         test_images: Count | None = 8131) -> Source:  # fmt: skip
     """Read whichever layout is there, with the class split of Song et al. (2016).
 
     Class folders are sorted by name (by number, where all names are numbers), which gives the official two halves.

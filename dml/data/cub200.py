@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dml.data.annotations import check_counts, check_images, find_root, read_rows, split_classes
+from dml.data.annotations import Count, check_counts, check_images, find_root, read_rows, split_classes
 from dml.data.dataset import Records, Source
 
 GET = (
@@ -15,8 +15,8 @@ GET = (
 )
 
 
-def load(*, root: str, train_classes: int = 100, test_classes: int | None = 100, train_images: int | None = 5864,
-         test_images: int | None = 5924) -> Source:  # fmt: skip
+def load(*, root: str, train_classes: Count = 100, test_classes: Count | None = 100, train_images: Count | None = 5864,
+         test_images: Count | None = 5924) -> Source:  # fmt: skip
     """Read images.txt, image_class_labels.txt and bounding_boxes.txt, with the class split of Song et al. (2016).
 
     Args:

@@ -1,11 +1,16 @@
 """scikit-learn's 1,797 handwritten digits, 8 x 8 pixels: real images that need no download."""
 
+from typing import Annotated
+
 import numpy as np
+from annotated_types import Ge, Interval
 
 from dml.data.dataset import Records, Source, stratified_split
 
 
-def load(*, test_fraction: float = 0.25, split_seed: int = 0) -> Source:
+def load(
+    *, test_fraction: Annotated[float, Interval(gt=0, lt=1)] = 0.25, split_seed: Annotated[int, Ge(0)] = 0
+) -> Source:
     """Ten classes, split at random with the same share of every class.
 
     Args:

@@ -1,16 +1,23 @@
 """Any tree of class folders: a class is the folder that holds the images."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
 from dml.data.dataset import Records, Source
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 
 
-def load(*, root: str | None = None, train_fraction: float = 0.5, train_root: str | None = None,
-         test_root: str | None = None) -> Source:  # fmt: skip
+def load(
+    *,
+    root: str | None = None,
+    train_fraction: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+    train_root: str | None = None,
+    test_root: str | None = None,
+) -> Source:
     """Read a tree of images and split it by class: no test class is a training class.
 
     Classes are named by their path below the root and sorted by that name. Either `root` holds all of them, the

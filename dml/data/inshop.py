@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dml.data.annotations import check_counts, check_images, find_root, read_rows
+from dml.data.annotations import Count, check_counts, check_images, find_root, read_rows
 from dml.data.dataset import Records, Source
 
 GET = (
@@ -12,9 +12,9 @@ GET = (
 )
 
 
-def load(*, root: str, train_classes: int | None = 3997, test_classes: int | None = 3985,
-         train_images: int | None = 25882, test_images: int | None = 14218,
-         gallery_images: int | None = 12612) -> Source:  # fmt: skip
+def load(*, root: str, train_classes: Count | None = 3997, test_classes: Count | None = 3985,
+         train_images: Count | None = 25882, test_images: Count | None = 14218,
+         gallery_images: Count | None = 12612) -> Source:  # fmt: skip
     """Read list_eval_partition.txt: image_name item_id evaluation_status. A class is an item.
 
     Args:

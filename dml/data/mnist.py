@@ -1,13 +1,20 @@
 """MNIST (LeCun et al. 1998), downloaded by torchvision."""
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Interval
 
 from dml.data.dataset import Records, Source
 
 
-def load(*, root: str, test_images: int | None = 5000, split_seed: int = 0) -> Source:
+def load(
+    *,
+    root: str,
+    test_images: Annotated[int, Interval(ge=1, le=10_000)] | None = 5000,
+    split_seed: Annotated[int, Ge(0)] = 0,
+) -> Source:
     """60,000 training images, and the test set of 10,000 or a part of it, which the paper's Fig. 4 draws.
 
     Args:

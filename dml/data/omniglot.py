@@ -3,7 +3,7 @@
 from pathlib import Path
 from zipfile import BadZipFile
 
-from dml.data.annotations import check_counts, find_root
+from dml.data.annotations import Count, check_counts, find_root
 from dml.data.dataset import Source
 from dml.data.folder import read_tree
 
@@ -14,8 +14,8 @@ GET = (
 )
 
 
-def load(*, root: str, download: bool = True, train_classes: int | None = 964, test_classes: int | None = 659,
-         train_images: int | None = 19280, test_images: int | None = 13180) -> Source:  # fmt: skip
+def load(*, root: str, download: bool = True, train_classes: Count | None = 964, test_classes: Count | None = 659,
+         train_images: Count | None = 19280, test_images: Count | None = 13180) -> Source:  # fmt: skip
     """The background alphabets train, the evaluation alphabets test; a class is ALPHABET/character.
 
     Args:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.annotations import check_counts, check_images, find_root, read_rows
+from dml.data.annotations import Count, check_counts, check_images, find_root, read_rows
 from dml.data.dataset import Records, Source
 
 GET = (
@@ -13,8 +13,8 @@ GET = (
 )
 
 
-def load(*, root: str, train_classes: int | None = 11318, test_classes: int | None = 11316,
-         train_images: int | None = 59551, test_images: int | None = 60502) -> Source:  # fmt: skip
+def load(*, root: str, train_classes: Count | None = 11318, test_classes: Count | None = 11316,
+         train_images: Count | None = 59551, test_images: Count | None = 60502) -> Source:  # fmt: skip
     """Read Ebay_train.txt and Ebay_test.txt: image_id class_id super_class_id path.
 
     Args:

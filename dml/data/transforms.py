@@ -1,12 +1,19 @@
 """Image transforms: decoded image, uint8 [3, h, w] -> uint8 [3, size, size]. Normalisation is the network's."""
 
+from typing import Annotated, Literal, get_args
+
 import numpy as np
 import torch
+from annotated_types import Ge, Interval
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from dml.data.decode import Decode
+
+Pixels = Annotated[int, Ge(1)]
+Side = Literal["larger", "shorter", "both"]
+Crop = Literal["random", "random_resized", "center"]
 
 
 class Transforms:
@@ -37,21 +44,21 @@ class Transforms:
     def __init__(
         self,
         *,
-        size: int,
-        resize: int,
-        resize_side: str = "larger",
-        train_crop: str = "random",
+        size: Pixels,
+        resize: Pixels,
+        resize_side: Side = "larger",
+        train_crop: Crop = "random",
         flip: bool = True,
-        degrees: float = 0.0,
-        translate: float = 0.0,
-        scale: float = 0.0,
-        fill: int = 0,
+        degrees: Annotated[float, Interval(ge=0, le=180)] = 0.0,
+        translate: Annotated[float, Interval(ge=0, le=1)] = 0.0,
+        scale: Annotated[float, Interval(ge=0, le=0.99)] = 0.0,
+        fill: Annotated[int, Interval(ge=0, le=255)] = 0,
         ten_crop: bool = False,
         crop_to_box: bool = False,
     ) -> None:
         for key, value, choices in (
-            ("resize_side", resize_side, ("larger", "shorter", "both")),
-            ("train_crop", train_crop, ("random", "random_resized", "center")),
+            ("resize_side", resize_side, get_args(Side)),
+            ("train_crop", train_crop, get_args(Crop)),
         ):
             if value not in choices:
                 raise ValueError(f"transform.{key}={value} is not possible: it must be one of {', '.join(choices)}")

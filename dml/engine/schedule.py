@@ -1,12 +1,16 @@
 """Learning rate schedules that torch does not have."""
 
 import math
+from typing import Annotated
 
+from annotated_types import Ge, Interval
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaLR:
+def warmup_cosine(
+    optimizer: Optimizer, *, steps: Annotated[int, Ge(1)], warmup: Annotated[float, Interval(ge=0, lt=1)]
+) -> LambdaLR:
     """Linear warm-up to the optimiser's learning rate, then half a cosine down to 0.
 
     torch's OneCycleLR does much the same, but divides by zero for some numbers of steps and fails beyond the last.
@@ -17,8 +21,10 @@ def warmup_cosine(optimizer: Optimizer, *, steps: int, warmup: float) -> LambdaL
         warmup: share of them that warms up, in [0, 1).
 
     Raises:
-        ValueError: warmup is not in [0, 1).
+        ValueError: steps is not positive, or warmup is not in [0, 1).
     """
+    if steps < 1:
+        raise ValueError(f"scheduler.steps={steps} is not possible: it must be at least 1")
     if not 0 <= warmup < 1:
         raise ValueError(f"scheduler.warmup={warmup} is not possible: it must be 0 or greater, and less than 1")
     rising = round(warmup * steps)

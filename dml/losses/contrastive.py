@@ -1,6 +1,9 @@
 """Contrastive loss, Hadsell, Chopra and LeCun (2006); eq. 1 of the NRA paper."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.pairwise import distance_to, full_precision, is_small, require, root, row_blocks, zero
@@ -19,7 +22,7 @@ class ContrastiveLoss(nn.Module):
 
     min_samples_per_class = 2
 
-    def __init__(self, *, margin: float = 1.0) -> None:
+    def __init__(self, *, margin: Annotated[float, Gt(0)] = 1.0) -> None:
         super().__init__()
         require(margin > 0, "loss.margin", margin, "greater than 0")
         self.margin = margin

@@ -1,5 +1,8 @@
 """Softmax cross entropy over a linear classifier of the embeddings (Fig. 4 of the NRA paper)."""
 
+from typing import Annotated
+
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +22,7 @@ class CrossEntropyLoss(nn.Module):
 
     min_samples_per_class = 1
 
-    def __init__(self, *, embedding_dim: int, num_classes: int) -> None:
+    def __init__(self, *, embedding_dim: Annotated[int, Gt(0)], num_classes: Annotated[int, Gt(0)]) -> None:
         super().__init__()
         require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
         require(num_classes > 0, "loss.num_classes", num_classes, "greater than 0")

@@ -1,6 +1,9 @@
 """Lifted structured loss, Song, Xiang, Jegelka and Savarese (2016); eq. 3 of the NRA paper."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.pairwise import full_precision, masks, require, root, zero
@@ -19,7 +22,7 @@ class LiftedLoss(nn.Module):
 
     min_samples_per_class = 2
 
-    def __init__(self, *, margin: float = 1.0) -> None:
+    def __init__(self, *, margin: Annotated[float, Gt(0)] = 1.0) -> None:
         super().__init__()
         require(margin > 0, "loss.margin", margin, "greater than 0")
         self.margin = margin

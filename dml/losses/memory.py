@@ -1,9 +1,10 @@
 """Cross-batch memory (Wang, Zhang, Huang and Scott 2020): embeddings of earlier batches as positives and negatives."""
 
 import inspect
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from dml.losses.pairwise import full_precision, require
@@ -24,20 +25,28 @@ class CrossBatchMemory(nn.Module):
         embedding_dim: D of the embeddings.
 
     Raises:
-        ValueError: the loss cannot tell anchors from others, size is not positive, or start_step is negative.
+        ValueError: the loss cannot tell anchors from others, a size is not positive, or start_step is negative.
     """
 
     min_samples_per_class = 2
     embeddings: Tensor
     labels: Tensor
 
-    def __init__(self, *, loss: nn.Module, size: int = 4096, start_step: int = 1000, embedding_dim: int) -> None:
+    def __init__(
+        self,
+        *,
+        loss: nn.Module,
+        size: Annotated[int, Gt(0)] = 4096,
+        start_step: Annotated[int, Ge(0)] = 1000,
+        embedding_dim: Annotated[int, Gt(0)],
+    ) -> None:
         super().__init__()
         name = type(loss).__name__
         require(
             "anchors" in inspect.signature(loss.forward).parameters, "loss.loss", name, "contrastive, triplet or nra"
         )
         require(size > 0, "loss.size", size, "greater than 0")
+        require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
         require(start_step >= 0, "loss.start_step", start_step, "0 or greater")
         self.loss, self.start_step = loss, start_step
         self.register_buffer("embeddings", torch.zeros(size, embedding_dim))

@@ -1,6 +1,9 @@
 """Multi-class N-pair loss, Sohn (2016); eq. 4 of the NRA paper."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -23,7 +26,7 @@ class NPairLoss(nn.Module):
 
     min_samples_per_class = 2
 
-    def __init__(self, *, l2_weight: float = 0.0) -> None:
+    def __init__(self, *, l2_weight: Annotated[float, Ge(0)] = 0.0) -> None:
         super().__init__()
         require(l2_weight >= 0, "loss.l2_weight", l2_weight, "0 or greater")
         self.l2_weight = l2_weight

@@ -1,6 +1,9 @@
 """Nonlinear rank approximation, the loss of Schall, Barthel, Hezel and Jung (2019), arXiv:1909.09427."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.extremes import extremes
@@ -39,7 +42,13 @@ class NRALoss(nn.Module):
 
     min_samples_per_class = 2
 
-    def __init__(self, *, alpha: float = 4.0, epsilon: float = 1e-4, detach_range: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        alpha: Annotated[float, Gt(0)] = 4.0,
+        epsilon: Annotated[float, Gt(0)] = 1e-4,
+        detach_range: bool = False,
+    ) -> None:
         super().__init__()
         require(alpha > 0, "loss.alpha", alpha, "greater than 0")
         require(epsilon > 0, "loss.epsilon", epsilon, "greater than 0")

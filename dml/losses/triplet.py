@@ -1,13 +1,17 @@
 """Triplet loss with all, semi-hard or hard mining; eq. 2 of the NRA paper on squared distances."""
 
 import functools
+from typing import Annotated, Literal, get_args
 
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.extremes import extremes
 from dml.losses.pairwise import distance_to, full_precision, masks, require, zero
 from dml.losses.rowwise import first_of_rows, sorted_rows, sum_over_rows
+
+Mining = Literal["all", "semi_hard", "hard"]
 
 
 class TripletLoss(nn.Module):
@@ -26,10 +30,10 @@ class TripletLoss(nn.Module):
 
     min_samples_per_class = 2
 
-    def __init__(self, *, margin: float = 1.0, mining: str = "semi_hard") -> None:
+    def __init__(self, *, margin: Annotated[float, Gt(0)] = 1.0, mining: Mining = "semi_hard") -> None:
         super().__init__()
         require(margin > 0, "loss.margin", margin, "greater than 0")
-        require(mining in ("all", "semi_hard", "hard"), "loss.mining", mining, "all, semi_hard or hard")
+        require(mining in get_args(Mining), "loss.mining", mining, "all, semi_hard or hard")
         self.margin = margin
         self.mining = mining
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, set_pretrained_check_hash
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
 
 from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
+
+set_pretrained_check_hash()  # of weights by URL: the file's name holds the beginning of its sha256
 
 _GOOGLENET_WEIGHTS = "https://download.pytorch.org/models/googlenet-1378be20.pth"
 
@@ -113,25 +115,13 @@ def create_backbone(
     Raises:
         ValueError: unknown name, missing or unfitting file, or no network; names the config key.
     """
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
-        raise ValueError(f"backbone.name={name} is no model that timm knows (near it: {close})")
-    try:
-        timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
-        raise ValueError(f"backbone.name={name}: {architecture} has no weights {tag} (it has {known})") from error
-    if pretrained and checkpoint_path is None and not timm.is_model_pretrained(name):
-        raise ValueError(f"backbone.pretrained=true is not possible: there are no weights of {name}")
+    check_backbone(name, pretrained, checkpoint_path)
     if checkpoint_path is None:
         overlay, num_classes = None, 0
-    elif Path(checkpoint_path).is_file():
+    else:
         # With the classifier the weights were trained with, timm loads strictly: a file of another network is an
         # error, not a few warnings and random weights.
         overlay, num_classes = {"file": str(checkpoint_path)}, None
-    else:
-        raise ValueError(f"backbone.checkpoint_path={checkpoint_path} does not exist")
     try:
         backbone = timm.create_model(
             name,
@@ -154,7 +144,33 @@ def create_backbone(
                 f"{_where_from(name)} on a machine with network and set backbone.checkpoint_path=FILE, "
                 "or train from scratch with backbone.pretrained=false"
             ) from error
+        if options:
+            raise ValueError(
+                f"{name} cannot be built with {', '.join(f'backbone.{key}={options[key]}' for key in options)}: "
+                f"{_first_line(error)}"
+            ) from error
         raise
+
+
+def check_backbone(name: str, pretrained: bool, checkpoint_path: str | None) -> None:
+    """What `create_backbone` can tell before any work: the name is known, its weights exist, the file is there.
+
+    Raises:
+        ValueError: it is not so; names the config key.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        close = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "see timm.list_models()"
+        raise ValueError(f"backbone.name={name} is no model that timm knows (near it: {close})")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
+        raise ValueError(f"backbone.name={name}: {architecture} has no weights {tag} (it has {known})") from error
+    if pretrained and checkpoint_path is None and not timm.is_model_pretrained(name):
+        raise ValueError(f"backbone.pretrained=true is not possible: there are no weights of {name}")
+    if checkpoint_path is not None and not Path(checkpoint_path).is_file():
+        raise ValueError(f"backbone.checkpoint_path={checkpoint_path} does not exist")
 
 
 def _first_line(error: BaseException) -> str:

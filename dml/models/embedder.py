@@ -1,6 +1,9 @@
 """Backbone and linear head: images -> embeddings."""
 
+from typing import Annotated
+
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +28,14 @@ class Embedder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, backbone: nn.Module, dim: int, freeze_bn: bool = False, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        dim: Annotated[int, Gt(0)],
+        freeze_bn: bool = False,
+        normalize: bool = False,
+    ) -> None:
         super().__init__()
         if dim <= 0:
             raise ValueError(f"embedder.dim={dim} is not possible: it must be greater than 0")

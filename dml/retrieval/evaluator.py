@@ -1,10 +1,11 @@
 """Embeddings and labels -> a flat dict of retrieval metrics."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from annotated_types import Ge, Interval, MinLen
 from torch import Tensor
 
 from dml.retrieval import metrics as m
@@ -18,8 +19,10 @@ OF_RANKS = {
     "map": m.mean_average_precision,
     "mrr": m.mean_reciprocal_rank,
 }
-METRICS = ("recall", *OF_RANKS, "nmi")
-BACKENDS = ("ranks", "faiss")
+Metric = Literal["recall", "map@r", "r_precision", "map", "mrr", "nmi"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Backend = Literal["ranks", "faiss"]
+BACKENDS = get_args(Backend)
 
 
 class Evaluator:
@@ -47,12 +50,12 @@ class Evaluator:
     def __init__(
         self,
         *,
-        ks: Sequence[int] = (1, 2, 4, 8),
-        metrics: Sequence[str] = METRICS,
+        ks: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = (1, 2, 4, 8),
+        metrics: Annotated[Sequence[Metric], MinLen(1)] = METRICS,
         normalize: bool = True,
-        backend: str = "ranks",
-        nmi_restarts: int = 3,
-        nmi_seed: int = 0,
+        backend: Backend = "ranks",
+        nmi_restarts: Annotated[int, Ge(1)] = 3,
+        nmi_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
     ) -> None:
         for name in metrics:
             if name not in METRICS:
@@ -67,6 +70,8 @@ class Evaluator:
             raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
         if nmi_restarts < 1:
             raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
+        if not 0 <= nmi_seed < 2**32:
+            raise ValueError(f"evaluator.nmi_seed={nmi_seed} is not possible: it must be from 0 to {2**32 - 1}")
         self.ks, self.metrics, self.normalize = tuple(ks), tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
 

@@ -2,9 +2,10 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from torch.utils.data import Sampler
 
 
@@ -40,8 +41,8 @@ class GroupSampler(Sampler[list[int]]):
     def __init__(
         self,
         *,
-        classes_per_batch: int,
-        samples_per_class: int,
+        classes_per_batch: Annotated[int, Ge(1)],
+        samples_per_class: Annotated[int, Ge(1)],
         labels: Sequence[int],
         seed: int = 0,
         rank: int = 0,

@@ -20,7 +20,7 @@ from tests.app.conftest import train, write_images
         ("data=folder", r"data=folder needs data\.root=DIR"),
         ("evaluator.ks=[1,9999]", r"evaluator\.ks=\[1, 9999\] asks for more neighbours"),
         ("evaluator.ks=[0]", r"evaluator\.ks"),
-        ("evaluator.metrics=[recal]", r"evaluator\.metrics: recal"),
+        ("evaluator.metrics=[recal]", r"evaluator\.metrics=\[recal\]"),
         ("loss.alpha=-1", r"loss\.alpha=-1"),
         ("method=triplet loss.mining=easy", r"loss\.mining=easy"),
         ("method=cross_entropy loss.num_classes=3", r"loss\.num_classes=3 is less than the 10"),
@@ -44,13 +44,23 @@ def test_the_message_names_the_key(tmp_path, overrides, said):
 
 
 def test_all_problems_at_once(tmp_path):
-    wrong = ("sampler.classes_per_batch=11", "sampler.samples_per_class=1", "evaluator.ks=[9999]")
-    with pytest.raises(ValueError) as caught:
-        train(tmp_path, *wrong, "protocol.watch_test=true")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 4
-    for key in ("classes_per_batch", "samples_per_class", "evaluator.ks", "protocol.watch_test"):
-        assert any(key in line for line in lines)
+    # Those that need no data come first, together with wrong values; then those that do.
+    for wrong in (
+        (
+            "sampler.samples_per_class=1",
+            "protocol.watch_test=true",
+            "loss.epsilon=0",
+            "trainer.max_steps=0",
+            "data.fold=7",
+        ),
+        ("sampler.classes_per_batch=11", "evaluator.ks=[9999]", "loss=cross_entropy", "+loss.num_classes=3"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            train(tmp_path, *wrong)
+        lines = str(caught.value).splitlines()
+        keys = [key.lstrip("+").partition("=")[0] for key in wrong if "." in key]
+        assert len(lines) == len(keys), lines
+        assert all(any(key in line for line in lines) for key in keys)
 
 
 def test_as_user_error_keeps_the_message_and_only_for_mistakes(tmp_path):

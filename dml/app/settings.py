@@ -1,0 +1,165 @@
+"""What a config holds: its keys, their types and ranges. dml.app.schema reads this, and the parts' own signatures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Interval
+
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(gt=0, lt=1)]
+Whole = Annotated[int, Ge(0)]
+Amount = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A group whose keys are the arguments of its `_target_`, whose signature says what they may be.
+
+    Attributes:
+        given: arguments that the program gives.
+        later: keys that may be null, as the program fills them in once it knows the data.
+        beside: the group's keys that are no arguments.
+        ranges: of arguments of other libraries, whose signatures have types alone.
+        needs: arguments that the program reads itself, so that a default does not do.
+        optional: an empty group stands for none.
+    """
+
+    given: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()
+    beside: type | None = None
+    ranges: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass
+class Splitting:
+    """Keys of the data group that say how the source is split, and how its images are read."""
+
+    val_fraction: Share = 0.2
+    fold: Whole | None = None
+    folds: Annotated[int, Ge(2)] = 5
+    cache: Literal["none", "disk", "ram"] = "none"
+    cache_dir: str = "data/cache"
+    on_error: Literal["raise", "skip"] = "raise"
+    max_bad: Whole = 10
+
+
+@dataclass
+class Loader:
+    """How images are loaded."""
+
+    workers: Whole | None
+    eval_batch_size: Count
+
+
+@dataclass
+class Protocol:
+    """Which images decide what."""
+
+    name: str
+    validate: bool
+    monitor: str | None
+    patience: Whole | None
+    watch_test: bool
+
+
+@dataclass
+class Batch:
+    """What the samplers take their sizes from."""
+
+    classes_per_batch: Count
+    samples_per_class: Count
+    pairs: Count
+
+
+@dataclass
+class Engine:
+    """How a step is carried out."""
+
+    compile: bool
+    micro_batch: Count | None
+
+
+_OPTIMIZER = {
+    "lr": Annotated[float, Gt(0)],
+    "momentum": Annotated[float, Interval(ge=0, lt=1)],
+    "weight_decay": Amount,
+    "betas": tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]],
+    "eps": Amount,
+}
+_TRAINER = {
+    "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
+    "devices": Count | Literal[-1, "auto"] | list[Whole],
+    "num_nodes": Count,
+    "max_steps": Count,
+    "max_epochs": Count | Literal[-1] | None,
+    "val_check_interval": Count,  # of steps
+    "check_val_every_n_epoch": Count | None,
+    "log_every_n_steps": Count,
+    "num_sanity_val_steps": Annotated[int, Ge(-1)],
+    "accumulate_grad_batches": Count,
+    "gradient_clip_val": Amount | None,
+    "gradient_clip_algorithm": Literal["norm", "value"] | None,
+}
+# null: filled in by dml.app.build.
+LATER = ("num_classes", "embedding_dim")
+
+
+@dataclass
+class Evaluated:
+    """What training and evaluation both take from the command line."""
+
+    data: Annotated[dict, Part(beside=Splitting)]
+    transform: Annotated[dict, Part()]
+    loader: Loader
+    evaluator: Annotated[dict, Part(needs=("ks", "metrics", "normalize"))]
+    trainer: Annotated[
+        dict,
+        Part(
+            given=("logger", "callbacks", "default_root_dir", "enable_progress_bar", "plugins"),
+            ranges=_TRAINER,
+            needs=("accelerator", "devices", "num_nodes", "max_steps", "val_check_interval"),
+        ),
+    ]
+    progress_bar: bool
+
+
+@dataclass
+class Model:
+    """What decides a model; evaluation takes it from the checkpoint."""
+
+    backbone: Annotated[dict, Part(needs=("name", "pretrained"))]
+    embedder: Annotated[dict, Part(given=("backbone",), needs=("dim", "freeze_bn", "normalize"))]
+    loss: Annotated[dict, Part(later=LATER)]
+    sampler: Annotated[
+        dict,
+        Part(given=("labels", "seed", "rank", "world_size"), needs=("classes_per_batch", "samples_per_class")),
+    ]
+    optimizer: Annotated[dict, Part(given=("params",), ranges=_OPTIMIZER)]
+    scheduler: Annotated[dict, Part(given=("optimizer",), optional=True)]
+    protocol: Protocol
+    seed: Annotated[int, Interval(ge=0, le=2**32 - 1)]
+
+
+@dataclass
+class Training(Model, Evaluated):
+    """The config of train.py."""
+
+    logger: Annotated[dict, Part(given=("save_dir",), optional=True)]
+    batch: Batch
+    engine: Engine
+    method_name: str | None
+    learning_rates: dict[str, Annotated[float, Gt(0)]]
+    resume: str | None
+    checkpoint_minutes: Annotated[float, Interval(gt=0, le=366 * 24 * 60)]
+    threads: Count | None
+
+
+@dataclass
+class Evaluation(Evaluated):
+    """The config of evaluate.py."""
+
+    ckpt_path: str
+    trust: bool
