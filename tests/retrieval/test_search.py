@@ -51,8 +51,8 @@ def test_part_of_the_gallery_as_queries():
 @pytest.mark.parametrize("scale", [2.0**-64, 1.0, 2.0**64])
 def test_what_float32_cannot_tell_is_told_at_any_scale(scale):
     # Squares of the largest scale are beyond float32, and so was the bound that says whether to look a second time.
-    gallery = np.linspace(1 + 1e-9, 1, 60)[:, None] * scale
-    np.testing.assert_array_equal(nearest(np.zeros((1, 1)), gallery, 3)[0], [[59, 58, 57]])
+    gallery = np.append(9, np.linspace(1 + 1e-9, 1, 60))[:, None] * scale
+    np.testing.assert_array_equal(nearest(np.zeros((1, 1)), gallery, 3)[0], [[60, 59, 58]])
 
 
 @pytest.mark.parametrize("spare", range(-2, 4))
