@@ -137,7 +137,7 @@ class _DistanceTo(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         d = torch.empty(len(first), dtype=x.dtype, device=x.device)
         for part in pair_blocks(x, first):
-            torch.linalg.vector_norm(x[first[part]] - x[second[part]], dim=1, out=d[part])
+            torch.linalg.vector_norm(differences(x, first[part], second[part]), dim=1, out=d[part])
         ctx.save_for_backward(x, first, second, d)
         return d
 
@@ -149,6 +149,11 @@ class _DistanceTo(torch.autograd.Function):
         return pull(torch.zeros_like(x), x, first, second, weight), None, None
 
 
+def differences(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """x[first] - x[second], [v, d]; index_select takes a quarter of the time of indexing on a CPU."""
+    return x.index_select(0, first).sub_(x.index_select(0, second))
+
+
 def pair_blocks(x: Tensor, first: Tensor) -> Iterator[slice]:
     """Slices of the pairs whose differences fit into _BLOCK entries."""
     step = max(1, block_entries(x) // 4 // max(1, x.shape[1]))
@@ -158,7 +163,7 @@ def pair_blocks(x: Tensor, first: Tensor) -> Iterator[slice]:
 def pull(into: Tensor, x: Tensor, first: Tensor, second: Tensor, weight: Tensor, *, both: bool = True) -> Tensor:
     """Add weight [v] * (x[first] - x[second]) to the rows `first` of `into`; if both, take it from `second`."""
     for part in pair_blocks(x, first):
-        weighted = (x[first[part]] - x[second[part]]).mul_(weight[part, None])
+        weighted = differences(x, first[part], second[part]).mul_(weight[part, None])
         into.index_add_(0, first[part], weighted)
         if both:
             into.index_add_(0, second[part], weighted, alpha=-1)
