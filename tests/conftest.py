@@ -1,10 +1,18 @@
-"""One thread for the whole suite.
+"""One thread for the whole suite, and how many examples the property tests try.
 
 Threads gain nothing on tensors this small, and waiting for each other they crawl on a busy machine.
 """
 
 import faiss
 import torch
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
+
+# The suite tries the same examples every time; --hypothesis-profile=thorough tries many new ones.
+_ALWAYS = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("suite", max_examples=15, derandomize=True, **_ALWAYS)
+settings.register_profile("thorough", max_examples=2000, print_blob=True, **_ALWAYS)
+settings.register_profile('mid', max_examples=600, **_ALWAYS)
+settings.load_profile("suite")

@@ -6,7 +6,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dml.losses.pairwise import full_precision, require
+from dml.losses.pairwise import checked, require
 
 
 class CrossEntropyLoss(nn.Module):
@@ -28,9 +28,18 @@ class CrossEntropyLoss(nn.Module):
         require(num_classes > 0, "loss.num_classes", num_classes, "greater than 0")
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
-    @full_precision
+    @checked
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings [m, d], labels [m] -> scalar."""
-        if len(embeddings) == 0:
-            return self.classifier(embeddings).sum()
-        return F.cross_entropy(self.classifier(embeddings), labels)
+        """Embeddings [m, d], labels [m] -> scalar.
+
+        Raises:
+            ValueError: embeddings are not of embedding_dim, or (looked at on a CPU only, where it costs nothing) a label
+                is no class.
+        """
+        classes, dim = self.classifier.weight.shape
+        require(embeddings.shape[1] == dim, "loss.embedding_dim", dim, f"the embeddings' {embeddings.shape[1]}")
+        if labels.device.type == "cpu":
+            low, high = (int(each) for each in labels.aminmax())
+            require(low >= 0 and high < classes, "loss.num_classes", classes, f"above all labels, {low} to {high} here")
+        weight, bias = (each.to(embeddings.dtype) for each in self.classifier.parameters())
+        return F.cross_entropy(F.linear(embeddings, weight, bias), labels)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dml.losses.pairwise import exact_distances, is_small, pair_blocks, row_blocks
+from dml.losses.pairwise import exact_distances, pair_blocks, row_blocks
 from dml.products import matmul
 
+_DENSE = 512  # embeddings up to which few large operations beat many that leave work out
+_MANY = 32  # members of a row in question from which all distances are computed instead
 _CHUNK = 128  # columns whose least entry is looked at before any of them
 
 
@@ -35,8 +37,10 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     size = sizes[own]
     # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
     valid = torch.nonzero(((size > 1) & (size < len(x)))[:anchors]).squeeze(1)
+    if len(x) <= _DENSE:
+        return Extremes(valid, *_densely(x, own, valid))
     find = _exactly
-    if not is_small(x) and _squares_fit(x):
+    if _fits((x - x.mean(dim=0)).square().sum(dim=1)):
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
         valid = valid[own[valid].argsort(stable=True)]
         find = _Proposals(x, own, sizes)
@@ -46,11 +50,10 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     return Extremes(*(column[order] for column in columns))
 
 
-def _squares_fit(x: Tensor) -> bool:
-    """Whether squared distances neither overflow nor vanish; no for NaN."""
-    largest = (x - x.mean(dim=0)).square().sum(dim=1).amax()
-    limits = torch.finfo(x.dtype)
-    return bool((largest < limits.max / 8) & (largest > 8 * limits.tiny / limits.eps))
+def _fits(norms: Tensor) -> bool:
+    """Whether squared distances neither overflow nor vanish, by the squared norms around the mean; no for NaN."""
+    largest, limits = float(norms.max()), torch.finfo(norms.dtype)
+    return 8 * limits.tiny / limits.eps < largest < limits.max / 8
 
 
 def _deciding(x: Tensor) -> Tensor:
@@ -72,13 +75,33 @@ def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor,
     )
 
 
+def _densely(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
+    """The same for few embeddings: the four entries of each row at once, by a product that seldom leaves a question."""
+    centred = _deciding(x)
+    centred = centred - centred.mean(dim=0)
+    norms = centred.square().sum(dim=1)
+    if not _fits(norms):
+        return _exactly(x, labels, anchor)
+    key = torch.addmm(norms, centred[anchor], centred.T, alpha=-2)
+    same = labels[anchor, None] == labels
+    self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
+    keys = torch.stack([-key, key, -key, key]).masked_fill_(torch.stack([~same | self_, same, self_, self_]), torch.inf)
+    slack = _rounding(centred) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
+    near = keys <= keys.amin(dim=2, keepdim=True) + slack[:, None]
+    row, column = near.flatten(0, 1).nonzero().unbind(1)
+    if len(row) > _MANY * 4 * len(anchor):
+        return _exactly(x, labels, anchor)
+    sign = torch.tensor([-1, 1, -1, 1], device=x.device).repeat_interleave(len(anchor))
+    return _decide(x, anchor.repeat(4), row, column, sign).chunk(4)
+
+
 class _Proposals:
     """Finds the same as `_exactly`, in about the time of the matrix product."""
 
     def __init__(self, x: Tensor, labels: Tensor, sizes: Tensor) -> None:
-        m, d = x.shape
+        m = len(x)
         self.order = labels.argsort(stable=True)
-        self.exact = x = x[self.order]
+        x = x[self.order]
         # Around its mean the batch has the smallest norms, and with them the smallest rounding errors.
         self.x = x - x.mean(dim=0)
         self.labels = labels[self.order]
@@ -88,8 +111,6 @@ class _Proposals:
         self.place = torch.empty_like(self.order)
         self.place[self.order] = torch.arange(m, device=x.device)
         self.minus_twice = F.pad(-2 * self.x, (0, 0, 0, -m % _CHUNK))
-        # A product of d terms is off by d * eps / 2 * |a| |b| at most; twice that can swap two members.
-        self.rounding = (d + 4) * torch.finfo(x.dtype).eps
 
     def __call__(self, x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         m, own = len(self.x), self.place[anchor]
@@ -97,7 +118,7 @@ class _Proposals:
         # The squared distances less what is the same in a row, |anchor|^2.
         key = matmul(self.x[own], self.minus_twice)
         key[:, :m] += self.norms
-        slack = self.rounding * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
+        slack = _rounding(self.x) * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
         key[:, m:] = -torch.inf
         farthest = _least(-key, slack)
         key[:, m:] = torch.inf
@@ -114,33 +135,39 @@ class _Proposals:
         if positive is None or negative is None or farthest is None or nearest is None:
             return _exactly(x, labels, anchor)  # too many members at nearly one distance
         return (
-            self._decide(own, positive[0], positive[1] + low, -1),
-            self._decide(own, *negative, 1),
-            self._decide(own, *farthest, -1),
-            self._decide(own, *nearest, 1),
+            _decide(x, anchor, positive[0], self.order[positive[1] + low], -1),
+            _decide(x, anchor, negative[0], self.order[negative[1]], 1),
+            _decide(x, anchor, farthest[0], self.order[farthest[1]], -1),
+            _decide(x, anchor, nearest[0], self.order[nearest[1]], 1),
         )
 
-    def _decide(self, own: Tensor, row: Tensor, column: Tensor, sign: int) -> Tensor:
-        """Of the proposed columns of each row the one at the smallest sign * distance, [b]."""
-        chosen = torch.empty_like(own)
-        chosen[row] = column
-        several = torch.bincount(row, minlength=len(own))[row] > 1
-        if several.any():
-            row, column = row[several], column[several]
-            # The last key first, as each sort keeps the order of the one before among equals.
-            order = self.order[column].argsort()
-            row, column = row[order], column[order]
-            parts = [
-                torch.linalg.vector_norm(_deciding(self.exact[own[row[i]]]) - _deciding(self.exact[column[i]]), dim=1)
-                for i in pair_blocks(self.exact, row)
-            ]
-            order = (sign * torch.cat(parts)).argsort(stable=True)
-            order = order[row[order].argsort(stable=True)]
-            row, column = row[order], column[order]
-            first = torch.ones_like(row, dtype=torch.bool)
-            first[1:] = row[1:] != row[:-1]
-            chosen[row[first]] = column[first]
-        return self.order[chosen]
+
+def _rounding(x: Tensor) -> float:
+    # A product of d terms is off by d * eps / 2 * |a| |b| at most; twice that can swap two members.
+    return (x.shape[1] + 4) * torch.finfo(x.dtype).eps
+
+
+def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, sign: Tensor | int) -> Tensor:
+    """Of the columns proposed for each row, one or more, the one at the least sign * distance to its anchor [r]; [r]."""
+    chosen = torch.empty_like(anchor)
+    chosen[row] = column
+    if len(row) > len(anchor):
+        several = torch.bincount(row, minlength=len(anchor))[row] > 1
+        row, column = row[several], column[several]
+        # The last key first, as each sort keeps the order of the one before among equals.
+        order = column.argsort()
+        row, column = row[order], column[order]
+        parts = [
+            torch.linalg.vector_norm(_deciding(x[anchor[row[i]]]) - _deciding(x[column[i]]), dim=1)
+            for i in pair_blocks(x, row)
+        ]
+        order = ((sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)).argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        row, column = row[order], column[order]
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = row[1:] != row[:-1]
+        chosen[row[first]] = column[first]
+    return chosen
 
 
 def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -150,9 +177,9 @@ def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
     least = key.view(b, -1, _CHUNK).amin(dim=2) if width % _CHUNK == 0 else key
     limit = least.amin(dim=1) + slack
     row, chunk = torch.nonzero(least <= limit[:, None], as_tuple=True)
-    if len(row) > 32 * b:
+    if len(row) > _MANY * b:
         return None
     size = width // least.shape[1]
     members = chunk[:, None] * size + torch.arange(size, device=key.device)
     near, place = torch.nonzero(key[row[:, None], members] <= limit[row, None], as_tuple=True)
-    return (row[near], members[near, place]) if len(near) <= 32 * b else None
+    return (row[near], members[near, place]) if len(near) <= _MANY * b else None

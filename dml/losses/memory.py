@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, require
+from dml.losses.pairwise import checked, require
 
 
 class CrossBatchMemory(nn.Module):
@@ -54,9 +54,15 @@ class CrossBatchMemory(nn.Module):
         # Plain numbers, which the host can read without waiting for the device.
         self.step = self.stored = 0
 
-    @full_precision
+    @checked
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Embeddings [m, d], labels [m] -> scalar; the batch is remembered for the next calls."""
+        """Embeddings [m, d], labels [m] -> scalar; the batch is remembered for the next calls.
+
+        Raises:
+            ValueError: embeddings are not of embedding_dim.
+        """
+        dim = self.embeddings.shape[1]
+        require(embeddings.shape[1] == dim, "loss.embedding_dim", dim, f"the embeddings' {embeddings.shape[1]}")
         value = self.loss(
             torch.cat([embeddings, self.embeddings[: self.stored]]),
             torch.cat([labels, self.labels[: self.stored]]),

@@ -29,7 +29,8 @@ class NRALoss(nn.Module):
 
     Distances are Euclidean, of embeddings as they come (the paper does not normalise them in training).
     Anchors that lack a positive or a negative are left out of the mean. Where all distances of an anchor are equal
-    the rank of eq. 8 is 0/0; we take 0, so a collapsed embedding shows as a loss near -log(epsilon).
+    (to within rounding) the rank of eq. 8 is 0/0; we take 0, without gradient, so a collapsed embedding shows as a loss
+    near -log(epsilon).
 
     Args:
         alpha: slope of the transfer function at r = 1/2, > 0.
@@ -64,18 +65,17 @@ class NRALoss(nn.Module):
             return zero(embeddings)
         # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.
         others = (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
-        d = distance_to(embeddings, found.anchor.repeat(4), torch.cat(others))
-        d_positive, d_negative, d_max, d_min = d.chunk(4)
+        d = distance_to(embeddings, found.anchor.repeat(4), torch.cat(others)).view(4, -1)
+        d_max, d_min = d[2], d[3]
         if self.detach_range:
             d_max, d_min = d_max.detach(), d_min.detach()
         span = d_max - d_min
-        flat = span == 0
-        span = torch.where(flat, torch.ones_like(span), span)
-        s_positive, s_negative = (
-            1 - transfer(_into_range(torch.where(flat, torch.zeros_like(d), (d - d_min) / span)), self.alpha)
-            for d in (d_positive, d_negative)
-        )
-        return -(torch.log(s_positive + self.epsilon) + torch.log(1 - s_negative + self.epsilon)).mean()
+        # Over infinity the rank is 0 and so is its gradient. A span of rounding alone would make it as large as 1 / eps.
+        flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
+        rank = _into_range((d[:2] - d_min) / span.masked_fill(flat, torch.inf))
+        w_positive, w_negative = transfer(rank, self.alpha)
+        # s = 1 - w by eq. 12.
+        return -(torch.stack([1 - w_positive, w_negative]) + self.epsilon).log().sum() / len(found.anchor)
 
     @torch.no_grad()
     def diagnose(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ class Evaluator:
 
     Raises:
         ValueError: an unknown metric or backend, a K below 1 or beyond the gallery, embeddings that are not finite or
-            do not fit the labels, no query with a positive.
+            do not fit the labels, labels that are neither whole numbers nor words, no query with a positive.
     """
 
     def __init__(
@@ -121,11 +121,15 @@ class Evaluator:
         return results
 
     def _prepare(self, embeddings: Any, labels: Any) -> tuple[Tensor, np.ndarray]:
-        x = torch.as_tensor(embeddings).detach().to(torch.float32)
+        if not isinstance(embeddings, Tensor):  # torch takes no negative strides and no foreign byte order
+            embeddings = torch.from_numpy(np.array(embeddings, dtype=np.float32, order="C"))
+        x = embeddings.detach().to(torch.float32)
         x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
-        y = labels.numpy(force=True) if isinstance(labels, Tensor) else np.asarray(labels)
-        if x.ndim != 2 or y.shape != x.shape[:1] or not len(x):
+        y = np.asarray(labels.tolist() if isinstance(labels, Tensor) else labels)
+        if x.ndim != 2 or y.shape != x.shape[:1] or not x.numel():
             raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {tuple(x.shape)} and {y.shape}")
+        if y.dtype.kind not in "biuUS":
+            raise ValueError(f"evaluation takes labels that are whole numbers or words, not {y.dtype}")
         broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in x.split(1024))
         if broken:
             raise ValueError(f"{broken} of {len(x)} embeddings are NaN or infinite")
@@ -133,11 +137,11 @@ class Evaluator:
 
 
 def _normalized(x: Tensor) -> Tensor:
-    """Rows of length 1, by float64 steps that give the same bits on every device."""
+    """Rows of length 1 (zeros stay zeros), by float64 steps that give the same bits on every device."""
     normalized = torch.empty_like(x)
     for part, into in zip(x.split(1024), normalized.split(1024), strict=True):
         lengths = squared_distances(part, torch.zeros_like(part)).sqrt()
-        into.copy_(part / lengths.clamp(min=1e-12)[:, None])
+        into.copy_(part / lengths.masked_fill(lengths == 0, 1)[:, None])
     return normalized
 
 

@@ -56,7 +56,8 @@ def nmi(
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    x = np.ascontiguousarray(embeddings, dtype=np.float32)
+    # A power of two changes no bit of the result, and FAISS ends the process where a square overflows or vanishes.
+    x = np.ldexp(np.ascontiguousarray(embeddings, dtype=np.float32), -int(np.frexp(np.abs(embeddings).max())[1]))
     iterations, least, best = 20, np.inf, np.zeros(0, dtype=np.int64)
     for restart in range(restarts):
         centroids = None

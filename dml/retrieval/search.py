@@ -24,9 +24,13 @@ class Search:
     FAISS proposes in float32; the proposals are ranked by their distances in float64, ties by lower index. Where
     float32 rounding could hide a nearer item, a float64 matrix product proposes instead; where even that cannot tell
     (exact ties beyond the proposals), the query is compared with the whole gallery.
+
+    Raises:
+        ValueError: the gallery is not finite.
     """
 
     def __init__(self, gallery: np.ndarray) -> None:
+        _finite(gallery)
         # Around the centre of the gallery distances are the same and products lose fewer digits.
         self.centre = gallery.mean(axis=0, dtype=np.float64)
         self.gallery, self.centred = gallery, gallery - self.centre
@@ -49,8 +53,9 @@ class Search:
             own_index: [Q] index of each query in the gallery, which is left out; None: queries are not in it.
 
         Raises:
-            ValueError: k is larger than what there is to find, or queries and gallery differ in D.
+            ValueError: k is larger than what there is to find, queries and gallery differ in D, or queries are not finite.
         """
+        _finite(queries)
         gallery, g = self.gallery, self.centred
         available = len(g) - (own_index is not None)
         if not 0 < k <= available:
@@ -81,7 +86,7 @@ class Search:
         single, double = _rounding(q, g, np.float32), _rounding(q, g, np.float64)
         for rows in _blocks(np.arange(len(q)), wanted * g.shape[1]):
             squared, proposed = self.index.search(q[rows].astype(np.float32), wanted)
-            unsettled.append(rank(rows, proposed, squared[:, -1] - single))
+            unsettled.append(rank(rows, proposed, squared[:, -1].astype(np.float64) - single))
         ties = []
         for rows in _blocks(np.concatenate(unsettled), max(len(g), wanted * g.shape[1])):
             squared = _squared(q[rows], g)
@@ -124,6 +129,11 @@ def searched_ranks(
         row, rank = hits.nonzero()
         ranks[first[rows][row] + (hits.cumsum(axis=1) - 1)[row, rank]] = rank
     return Ranks(ranks, counts)
+
+
+def _finite(x: np.ndarray) -> None:
+    if broken := int((~np.isfinite(x)).any(axis=1).sum()):
+        raise ValueError(f"{broken} of {len(x)} embeddings are NaN or infinite")
 
 
 def _rounding(q: np.ndarray, g: np.ndarray, dtype: type) -> float:

@@ -35,7 +35,8 @@ class GroupSampler(Sampler[list[int]]):
         world_size: number of processes, W.
 
     Raises:
-        ValueError: a batch cannot be filled from these labels; names the config key.
+        ValueError: a batch cannot be filled from these labels, they are no whole numbers, or the seed is negative; names
+            the config key.
     """
 
     def __init__(
@@ -48,7 +49,10 @@ class GroupSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        classes, inverse, sizes = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        given = np.asarray(labels)
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):  # numpy rounds huge ones, and makes one of two
+            raise ValueError(f"sampler.labels must be whole numbers [N] of 64 bits, not {given.dtype} {list(given.shape)}")
+        classes, inverse, sizes = np.unique(given, return_inverse=True, return_counts=True)
         self.batch_size = classes_per_batch * samples_per_class
         self.samples_per_class = samples_per_class
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -74,6 +78,8 @@ class GroupSampler(Sampler[list[int]]):
                 f"a batch of {what} cannot be filled: too many classes have fewer than "
                 f"sampler.samples_per_class={samples_per_class} images (the smallest has {sizes.min()})"
             )
+        if seed < 0:
+            raise ValueError(f"sampler.seed={seed} is not possible: it must be 0 or greater")
         if not 0 <= rank < world_size <= self.batch_size:
             raise ValueError(f"rank {rank} of {world_size} processes cannot share a batch of {self.batch_size}")
 

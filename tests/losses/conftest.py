@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dml.losses import pairwise
+from dml.losses import extremes, pairwise
 from tests import oracles
 from tests.losses import SMOOTH, TIED, assert_gradient_close, value_and_gradient
 
@@ -30,6 +30,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     """Take the batches through the code for large ones too: products, mended, in blocks of a few rows."""
     if getattr(request, "param", "whole") == "blocks":
         monkeypatch.setattr(pairwise, "_SMALL", -1)
+        monkeypatch.setattr(extremes, "_DENSE", 0)
         monkeypatch.setattr(pairwise, "_BLOCK", {"cpu": 40})
 
 

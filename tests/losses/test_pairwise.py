@@ -14,6 +14,7 @@ from dml.losses.rowwise import rowwise, sum_over_rows
 def large(monkeypatch):
     """Batches of these tests count as large, and a block holds a few rows."""
     monkeypatch.setattr(pairwise, "_SMALL", -1)
+    monkeypatch.setattr(mining, "_DENSE", 0)
     monkeypatch.setattr(pairwise, "_BLOCK", {"cpu": 2000})
 
 

@@ -48,6 +48,13 @@ def test_part_of_the_gallery_as_queries():
     np.testing.assert_array_equal(nearest(x[own], x, 12, own)[0], order[:, :12])
 
 
+@pytest.mark.parametrize("scale", [2.0**-64, 1.0, 2.0**64])
+def test_what_float32_cannot_tell_is_told_at_any_scale(scale):
+    # Squares of the largest scale are beyond float32, and so was the bound that says whether to look a second time.
+    gallery = np.append(9, np.linspace(1 + 1e-9, 1, 60))[:, None] * scale
+    np.testing.assert_array_equal(nearest(np.zeros((1, 1)), gallery, 3)[0], [[60, 59, 58]])
+
+
 @pytest.mark.parametrize("spare", range(-2, 4))
 def test_ties_that_reach_just_beyond_the_proposals(spare):
     # One near item, then equally near ones: as many as k + 8 proposals hold, give or take a few. The tied items come
