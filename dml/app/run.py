@@ -28,6 +28,7 @@ from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
+from dml.engine.datamodule import worker_died
 from dml.engine.finite import NonFiniteLossError
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.report.figures import draw_embedding
@@ -51,7 +52,9 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapper(cfg: DictConfig) -> Any:
         try:
             return run(cfg)
-        except (ValueError, NonFiniteLossError) as error:
+        except Exception as error:
+            if not isinstance(error, ValueError | NonFiniteLossError) and not worker_died(error):
+                raise
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 # The others go on; Hydra itself tells only of the first that failed, and at the end.
                 print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
@@ -61,6 +64,12 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
 
 
 def _message(error: Exception) -> str:
+    if worker_died(error):
+        return (
+            "a loader process was killed or crashed. The system kills processes when memory runs out: lower "
+            "loader.workers, or give the job more; docs/troubleshooting.md says how to find out. The last checkpoint "
+            "is kept"
+        )
     text = str(error)
     if "Original Traceback" in text:
         # A loader process hands over its whole stack as text; the last line is what went wrong.
