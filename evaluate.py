@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Run the job."""
-    from dml.app.run import as_user_error, run_evaluate
+    from dml.app.errors import as_user_error
+    from dml.app.run import run_evaluate
 
     as_user_error(run_evaluate)(cfg)
 

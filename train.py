@@ -12,7 +12,8 @@ from dml.app.launch import one_folder
 def main(cfg: DictConfig) -> float | None:
     """Run the job; returns the validation metric, which sweepers maximise (never a test metric)."""
     # Imported here so that --help and --cfg answer without loading torch.
-    from dml.app.run import as_user_error, run_train
+    from dml.app.errors import as_user_error
+    from dml.app.run import run_train
 
     metrics = as_user_error(run_train)(cfg)
     return metrics.get(cfg.protocol.monitor) if cfg.protocol.validate else None

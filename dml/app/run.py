@@ -1,13 +1,9 @@
 """run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
 
-import errno
-import hashlib
 import json
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,6 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -27,10 +21,9 @@ from dml.app.checkpoint import GROUPS, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
 from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.row import row_of
 from dml.app.settings import Evaluation, Model
-from dml.data.dataset import Source
 from dml.engine.callbacks import BestCheckpoint
-from dml.engine.finite import NonFiniteLossError
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.engine.whole_file import write_whole
@@ -44,43 +37,6 @@ for _noise in (
     r"Total length of `list` across ranks is zero",  # protocol=paper validates nothing
 ):
     warnings.filterwarnings("ignore", message=_noise)
-
-
-def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Turn a user's mistake into its message: Hydra prints a CompactHydraException without our stack.
-
-    HYDRA_FULL_ERROR=1 shows the stack.
-    """
-
-    def wrapper(cfg: DictConfig) -> Any:
-        try:
-            return run(cfg)
-        except (ValueError, NonFiniteLossError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _FULL:
-                raise
-            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                # The others go on; Hydra itself tells only of the first that failed, and at the end.
-                print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
-            raise CompactHydraException(_message(error)) from error
-
-    return wrapper
-
-
-# No space, no more of what the user may have, a file that may not grow further.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return (
-            f"cannot write {error.filename or 'a file'}: {error.strerror}. What was written before is whole: free some "
-            "space, then the same command with resume=DIR, the folder of this run, goes on (a sweep: the command alone)"
-        )
-    text = str(error)
-    if "Original Traceback" in text:
-        # A loader process hands over its whole stack as text; the last line is what went wrong.
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    return text
 
 
 def run_train(cfg: DictConfig) -> dict[str, float]:
@@ -176,7 +132,7 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
         _save_picture(trainer, built, metrics, folder)
-        _write(folder / "metrics.json", metrics, _row(built, steps, chosen, code))  # last: the run is finished
+        _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # last: the run is finished
         _print_table(metrics, folder)
     return metrics
 
@@ -184,66 +140,6 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
 def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
     # The file is the sign of a finished run, so it appears whole or not at all.
     write_whole(file, (json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n").encode())
-
-
-# Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
-_MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset(
-    {"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"}
-)
-
-
-def _fingerprint(source: Source) -> str:
-    """Of the classes and labels that are tested on: two folders of one name are not one data set."""
-    digest = hashlib.sha256()
-    for records in (source.test, source.gallery):
-        if records is not None:
-            digest.update("\0".join(records.class_names).encode() + records.labels.astype("<i8").tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _method(loss: dict[str, Any]) -> str:
-    """The module of the loss, and of one that it wraps: nra, memory(contrastive)."""
-    name = loss["_target_"].split(".")[-2]
-    return f"{name}({_method(loss['loss'])})" if "loss" in loss else name
-
-
-def _row(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
-    """All that decides a result, for tables and for whoever compares two of them."""
-    config = built.model.config
-    step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
-    pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
-    packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
-    return {
-        "method": _method(config["loss"]),
-        "data": built.source.name,
-        "train_images": len(built.source.train),
-        "train_classes": built.source.train.num_classes,
-        "broken_images": len(built.broken),  # left out of all parts
-        "loss": config["loss"],
-        "sampler": config["sampler"],
-        "backbone": config["backbone"]["name"],
-        "weights": pretrained or "random",
-        "dimension": config["embedder"]["dim"],
-        "freeze_bn": config["embedder"]["freeze_bn"],
-        "normalize": {"training": config["embedder"]["normalize"], "test": config["evaluator"]["normalize"]},
-        "transform": config["transform"],
-        "batch": config["sampler"]["classes_per_batch"] * config["sampler"]["samples_per_class"],
-        "optimizer": config["optimizer"],
-        "scheduler": config["scheduler"],
-        "trainer": {key: value for key, value in config["trainer"].items() if key not in _MACHINE},
-        "protocol": config["protocol"],
-        "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
-        "test": _fingerprint(built.source),
-        "engine": {key: value for key, value in config.get("engine", {}).items() if value},  # what is not plain
-        "leaked": config["protocol"]["watch_test"],
-        "seed": config["seed"],
-        "steps": steps,
-        "evaluated_step": step,
-        "versions": versions,
-        "code": code,
-    }
 
 
 def _save_picture(trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
@@ -288,7 +184,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
-        row = _row(built, checkpoint["global_step"], None, code_version())
+        row = row_of(built, checkpoint["global_step"], None, code_version())
         _write(folder / "evaluation.json", metrics, row)
         _print_table(metrics, folder)
     return metrics

@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Sampler, Subset, dataloader, default_collate
 
 from dml.engine.stop import in_data_worker
 
@@ -47,6 +48,22 @@ def cores() -> int:
     """How many this process may use."""
     # What the scheduler lets this process use, where the system can tell; the machine may have many more.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_died(error: BaseException | None) -> bool:
+    """Whether an error came of a loader process that was killed or that crashed, however that was noticed.
+
+    PyTorch says so at once by a signal, wherever this process then is; but more than half of the times a connection
+    that breaks is noticed first.
+    """
+    while error is not None:
+        if "DataLoader worker (pid" in str(error):
+            return True
+        frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+        if isinstance(error, ConnectionError | EOFError) and dataloader.__file__ in frames:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class RetrievalData(pl.LightningDataModule):

@@ -19,7 +19,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from timm.models import register_model
 from torch import nn
 
-from dml.app.run import as_user_error, run_train
+from dml.app.errors import as_user_error
+from dml.app.run import run_train
 from dml.models.convnet import ConvNet
 from dml.models.convnet import convnet as create
 from tests.app.conftest import train

@@ -1,10 +1,18 @@
 """A user's mistake: one message that names the config key, before any heavy work."""
 
+import os
+import signal
+import time
+
 import pytest
 import torch
 from hydra.errors import CompactHydraException
+from torch.utils.data import get_worker_info
+from torch.utils.data._utils import signal_handling
 
-from dml.app.run import as_user_error, run_train
+from dml.app.errors import as_user_error
+from dml.app.run import run_train
+from dml.data import broken, decode
 from dml.engine.finite import NonFiniteLossError
 from dml.losses.nra import NRALoss
 from tests.app.conftest import train, write_images
@@ -86,6 +94,28 @@ def test_an_unreadable_image_is_named(tmp_path, workers):
         train(tmp_path / "run", *settings, *batch, run=as_user_error(run_train))
     message = str(caught.value)
     assert message.startswith(f"the image {broken} cannot be read") and "Traceback" not in message
+
+
+@pytest.mark.parametrize("settings", ["loader.workers=2", "data.cache=disk", "data.on_error=skip"])
+def test_a_loader_process_that_dies_ends_the_run_at_once(tmp_path, monkeypatch, settings):
+    load_image = decode.load_image
+
+    def die(*given):
+        if get_worker_info() is None:  # a cache estimates its size first
+            return load_image(*given)
+        time.sleep(0.4)  # the others are being started
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # PyTorch's signal handler is set once, and Lightning takes it back at the end of a fit: the death of a process is
+    # then noticed 5 s later.
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    tree = write_images(tmp_path / "tree", classes=4, images=3)
+    monkeypatch.setattr(broken if settings == "data.on_error=skip" else decode, "load_image", die)
+    batch = ("batch.classes_per_batch=2", "batch.samples_per_class=3", "protocol=paper", "evaluator.ks=[1]")
+    given = ("data=folder", f"data.root={tree}", f"data.cache_dir={tmp_path / 'cache'}", "loader.workers=2", settings)
+    with pytest.raises(CompactHydraException, match=r"^a loader process was killed or crashed.*loader\.workers"):
+        train(tmp_path / "run", *batch, *given, run=as_user_error(run_train))
+    assert {file.name for file in tmp_path.glob("cache/*")} <= {".lock"}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

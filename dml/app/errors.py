@@ -1,0 +1,62 @@
+"""What a user can mend, as one line instead of a stack."""
+
+import errno
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from dml.engine.datamodule import worker_died
+from dml.engine.finite import NonFiniteLossError
+
+
+def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Turn a user's mistake into its message: Hydra prints a CompactHydraException without our stack.
+
+    HYDRA_FULL_ERROR=1 shows the stack.
+    """
+
+    def wrapper(cfg: DictConfig) -> Any:
+        try:
+            return run(cfg)
+        except Exception as error:
+            if (
+                not isinstance(error, ValueError | NonFiniteLossError)
+                and not worker_died(error)
+                and not _is_full(error)
+            ):
+                raise
+            if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+                # The others go on; Hydra itself tells only of the first that failed, and at the end.
+                print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
+            raise CompactHydraException(_message(error)) from error
+
+    return wrapper
+
+
+def _is_full(error: Exception) -> bool:
+    # No space, no more of what the user may have, a file that may not grow further.
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (
+            f"cannot write {error.filename or 'a file'}: {error.strerror}. What was written before is whole: free some "
+            "space, then the same command with resume=DIR, the folder of this run, goes on (a sweep: the command alone)"
+        )
+    if worker_died(error):
+        return (
+            "a loader process was killed or crashed. The system kills processes when memory runs out: lower "
+            "loader.workers, or give the job more; docs/troubleshooting.md says how to find out. The last checkpoint "
+            "is kept"
+        )
+    text = str(error)
+    if "Original Traceback" in text:
+        # A loader process hands over its whole stack as text; the last line is what went wrong.
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return text
