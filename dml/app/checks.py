@@ -33,11 +33,10 @@ def check_config(cfg: DictConfig, schema: type = Training) -> None:
     # What is taken from another key is told of once, there.
     own = [(type(problem.value), problem.value) for problem in found if problem.key not in taken]
     said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
-    broken = {problem.key.split(".")[0] for problem in found}
     said += secrets_in(config)
     if issubclass(schema, Training):
-        said += [line for line in _tried(config, broken) if line not in said]
-        said += _across(config, broken)
+        said += _tried(config, {problem.key.split(".")[0] for problem in found})
+        said += _across(config, {problem.key for problem in found})
     if said:
         raise ValueError("\n".join(map(printable, said)))
 
@@ -75,8 +74,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _across(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
-    """What groups say about each other, of those that are sound by themselves."""
-    if not broken & {"loss", "sampler"}:
+    """What keys say about each other, of those that are sound by themselves."""
+
+    def sound(*keys: str) -> bool:
+        return not broken & {*keys, *(key.split(".")[0] for key in keys)}
+
+    if sound("loss._target_", "sampler.samples_per_class"):
         name, n = config["loss"]["_target_"], config["sampler"]["samples_per_class"]
         needed = getattr(pydoc.locate(name), "min_samples_per_class", 1)
         if n < needed:
@@ -84,18 +87,19 @@ def _across(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
                 f"sampler.samples_per_class={n} leaves anchors without a positive: "
                 f"{name.rpartition('.')[2]} needs at least {needed}"
             )
-    if not broken & {"loss", "embedder"}:
+    if sound("loss._target_", "loss.embedding_dim", "embedder.dim"):
         dim, expected = config["embedder"]["dim"], config["loss"].get("embedding_dim")
         if expected not in (None, dim):
             yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
-    if not broken & {"protocol", "evaluator"}:
-        protocol, ks, names = config["protocol"], config["evaluator"]["ks"], config["evaluator"]["metrics"]
+    protocol = config.get("protocol", {})
+    if sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics"):
+        ks, names = config["evaluator"]["ks"], config["evaluator"]["metrics"]
         measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
         if protocol["validate"] and protocol["monitor"] not in measured:
             yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
-        if protocol["validate"] and protocol["watch_test"]:
-            yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
-    if "data" not in broken and config["data"].get("fold") is not None:
+    if sound("protocol.validate", "protocol.watch_test") and protocol["validate"] and protocol["watch_test"]:
+        yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
+    if sound("data.fold", "data.folds") and config["data"].get("fold") is not None:
         fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
         if fold > last:
             yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"

@@ -166,9 +166,13 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(fits(k, of[0]) and fits(v, of[1]) for k, v in value.items())
     if isinstance(origin, type) and issubclass(list, origin):
         return isinstance(value, list) and all(fits(one, of[0]) for one in value)
-    if not isinstance(hint, type) or hint in (object, inspect.Parameter.empty):
+    if not _is_class(hint):
         return True  # Any, or what cannot be told
     return issubclass(type(value), hint) or (isinstance(value, dict) and "_target_" in value)
+
+
+def _is_class(hint: Any) -> bool:
+    return isinstance(hint, type) and hint not in (Any, object, inspect.Parameter.empty)  # Any is one since Python 3.11
 
 
 def _flat(rules: Sequence[Any]) -> list[Any]:
@@ -217,7 +221,7 @@ def describe(hint: Any) -> str:
         return f"a list, each {describe(of[0])}"
     if is_dataclass(hint):
         return f"a group of {', '.join(field.name for field in fields(hint))}"
-    return f"a node with the _target_ of a {hint.__name__}" if isinstance(hint, type) else "anything"
+    return f"a node with the _target_ of a {hint.__name__}" if _is_class(hint) else "anything"
 
 
 def _range(rules: Sequence[Any]) -> str:

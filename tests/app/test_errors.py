@@ -54,13 +54,7 @@ def test_the_message_names_the_key(tmp_path, overrides, said):
 def test_all_problems_at_once(tmp_path):
     # Those that need no data come first, together with wrong values; then those that do.
     for wrong in (
-        (
-            "sampler.samples_per_class=1",
-            "protocol.watch_test=true",
-            "loss.epsilon=0",
-            "trainer.max_steps=0",
-            "data.fold=7",
-        ),
+        ("sampler.samples_per_class=1", "protocol.watch_test=true", "loss.epsilon=0", "data.fold=7", "embedder.dim=0"),
         ("sampler.classes_per_batch=11", "evaluator.ks=[9999]", "loss=cross_entropy", "+loss.num_classes=3"),
     ):
         with pytest.raises(ValueError) as caught:

@@ -15,6 +15,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from tests.app.conftest import QUIET, ROOT
 
 SHORT = (*QUIET, "logger=none")
+SECRET = "local-" + 34 * "5e"  # in the environment of every process that is started here
 
 
 def start(script, *arguments, cwd=ROOT):
@@ -22,7 +23,7 @@ def start(script, *arguments, cwd=ROOT):
     return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
         cwd=cwd,
-        env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "WANDB_API_KEY": SECRET},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -37,11 +38,11 @@ def end(process):
 
 
 def test_a_mistake_is_a_message_without_a_stack(tmp_path):
-    wrong = ("sampler.classes_per_batch=11", "sampler.samples_per_class=1")
+    wrong = ("sampler.classes_per_batch=11", "evaluator.ks=[9999]")
     code, out, err = end(start("train.py", *SHORT, *wrong, f"hydra.run.dir={tmp_path}"))
     assert code == 1
     assert "sampler.classes_per_batch=11 is more than the 10 training classes" in err
-    assert "sampler.samples_per_class=1 leaves anchors without a positive" in err
+    assert "evaluator.ks=[9999] asks for more neighbours" in err
     assert "Traceback" not in out + err and "/dml/" not in out + err
 
 
@@ -116,6 +117,14 @@ def test_wandb_offline_holds_the_run(sweep):
         assert "test/embedding.filenames" in history
         assert config["loss"]["_target_"].endswith(loss) and config["trainer"]["max_steps"] == 4
         assert config["optimizer"]["lr"] == 0.003 and config["seed"] == 0
+
+
+def test_no_file_of_a_run_holds_the_key_of_wandb(sweep):
+    written = [path for path in sweep.rglob("*") if path.is_file()]
+    assert {".wandb", ".ckpt", ".json", ".log", ".yaml", ".npz"} <= {path.suffix for path in written}
+    for path in written:
+        content = path.read_bytes()
+        assert SECRET.encode() not in content and SECRET[6:].encode() not in content, path
 
 
 def test_a_sweep_is_one_folder_a_job(sweep):

