@@ -33,12 +33,10 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     O(m^2 d) time, O(m d + block) memory. The result is that of exact distances: a matrix product proposes all members
     that its rounding leaves in question, and differences decide between them.
     """
-    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
-    size = sizes[own]
-    # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
-    valid = torch.nonzero(((size > 1) & (size < len(x)))[:anchors]).squeeze(1)
     if len(x) <= _DENSE:
-        return Extremes(valid, *_densely(x, own, valid))
+        return _densely(x, labels, anchors)
+    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    valid = _valid(sizes[own[:anchors]], len(x))
     find = _exactly
     if _fits((x - x.mean(dim=0)).square().sum(dim=1)):
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
@@ -48,6 +46,11 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     order = columns[0].argsort()
     return Extremes(*(column[order] for column in columns))
+
+
+def _valid(sizes: Tensor, m: int) -> Tensor:
+    # By the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
+    return ((sizes > 1) & (sizes < m)).nonzero()[:, 0]
 
 
 def _fits(norms: Tensor) -> bool:
@@ -75,24 +78,28 @@ def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor,
     )
 
 
-def _densely(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
-    """The same for few embeddings: the four entries of each row at once, by a product that seldom leaves a question."""
-    centred = _deciding(x)
-    centred = centred - centred.mean(dim=0)
+def _densely(x: Tensor, labels: Tensor, anchors: int | None) -> Extremes:
+    """The same for few embeddings: all four entries of all rows at once, in few operations."""
+    same = labels[:anchors, None] == labels
+    anchor = _valid(same.sum(dim=1), len(x))
+    if not len(anchor):
+        return Extremes(*[anchor] * 5)
+    centred = x - x.mean(dim=0)
     norms = centred.square().sum(dim=1)
     if not _fits(norms):
-        return _exactly(x, labels, anchor)
-    key = torch.addmm(norms, centred[anchor], centred.T, alpha=-2)
-    same = labels[anchor, None] == labels
+        return Extremes(anchor, *_exactly(x, labels, anchor))
     self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
+    own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
+    key = matmul(own, -2 * centred).add_(norms)
+    # Farthest positive, nearest negative, farthest and nearest: the least of each row of a quarter.
     keys = torch.stack([-key, key, -key, key]).masked_fill_(torch.stack([~same | self_, same, self_, self_]), torch.inf)
-    slack = _rounding(centred) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
-    near = keys <= keys.amin(dim=2, keepdim=True) + slack[:, None]
+    slack = _rounding(x) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
+    near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])
     row, column = near.flatten(0, 1).nonzero().unbind(1)
     if len(row) > _MANY * 4 * len(anchor):
-        return _exactly(x, labels, anchor)
+        return Extremes(anchor, *_exactly(x, labels, anchor))
     sign = torch.tensor([-1, 1, -1, 1], device=x.device).repeat_interleave(len(anchor))
-    return _decide(x, anchor.repeat(4), row, column, sign).chunk(4)
+    return Extremes(anchor, *_decide(x, anchor.repeat(4), row, column, sign).chunk(4))
 
 
 class _Proposals:
