@@ -159,21 +159,17 @@ def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, sign: Tensor
     chosen = torch.empty_like(anchor)
     chosen[row] = column
     if len(row) > len(anchor):
-        several = torch.bincount(row, minlength=len(anchor))[row] > 1
+        several = (row.bincount(minlength=len(anchor))[row] > 1).nonzero()[:, 0]
         row, column = row[several], column[several]
-        # The last key first, as each sort keeps the order of the one before among equals.
-        order = column.argsort()
-        row, column = row[order], column[order]
         parts = [
             torch.linalg.vector_norm(_deciding(x[anchor[row[i]]]) - _deciding(x[column[i]]), dim=1)
             for i in pair_blocks(x, row)
         ]
-        order = ((sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)).argsort(stable=True)
-        order = order[row[order].argsort(stable=True)]
-        row, column = row[order], column[order]
-        first = torch.ones_like(row, dtype=torch.bool)
-        first[1:] = row[1:] != row[:-1]
-        chosen[row[first]] = column[first]
+        d = (sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)
+        least = d.new_full((len(anchor),), torch.inf).scatter_reduce_(0, row, d, "amin")
+        # Of equals the lower index.
+        column = column.masked_fill(d > least[row], len(x))
+        chosen.scatter_reduce_(0, row, column, "amin", include_self=False)
     return chosen
 
 
