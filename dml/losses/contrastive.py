@@ -35,7 +35,7 @@ class ContrastiveLoss(nn.Module):
             return zero(embeddings)
         count = (m * (m - 1)) // 2 if anchors is None else anchors * (m - 1)
         if (pairs := self._pairs(embeddings, labels, anchors)) is not None:
-            d = distance_to(embeddings, *pairs)
+            d = distance_to(embeddings, pairs[0], pairs[1][None])[0]
             same = labels[pairs[0]] == labels[pairs[1]]
             return torch.where(same, d, (self.margin - d).clamp_min(0)).square().sum() / count
 

@@ -33,12 +33,10 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     O(m^2 d) time, O(m d + block) memory. The result is that of exact distances: a matrix product proposes all members
     that its rounding leaves in question, and differences decide between them.
     """
-    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
-    size = sizes[own]
-    # Valid by the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
-    valid = torch.nonzero(((size > 1) & (size < len(x)))[:anchors]).squeeze(1)
     if len(x) <= _DENSE:
-        return Extremes(valid, *_densely(x, own, valid))
+        return _densely(x, labels, anchors)
+    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    valid = _valid(sizes[own[:anchors]], len(x))
     find = _exactly
     if _fits((x - x.mean(dim=0)).square().sum(dim=1)):
         # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
@@ -48,6 +46,11 @@ def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
     columns = [torch.cat(column) for column in zip(*found, strict=True)]
     order = columns[0].argsort()
     return Extremes(*(column[order] for column in columns))
+
+
+def _valid(sizes: Tensor, m: int) -> Tensor:
+    # By the labels, not by the distances: a NaN or an overflow must reach the loss, so that the run stops.
+    return ((sizes > 1) & (sizes < m)).nonzero()[:, 0]
 
 
 def _fits(norms: Tensor) -> bool:
@@ -75,24 +78,28 @@ def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor,
     )
 
 
-def _densely(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, ...]:
-    """The same for few embeddings: the four entries of each row at once, by a product that seldom leaves a question."""
-    centred = _deciding(x)
-    centred = centred - centred.mean(dim=0)
+def _densely(x: Tensor, labels: Tensor, anchors: int | None) -> Extremes:
+    """The same for few embeddings: all four entries of all rows at once, in few operations."""
+    same = labels[:anchors, None] == labels
+    anchor = _valid(same.sum(dim=1), len(x))
+    if not len(anchor):
+        return Extremes(*[anchor] * 5)
+    centred = x - x.mean(dim=0)
     norms = centred.square().sum(dim=1)
     if not _fits(norms):
-        return _exactly(x, labels, anchor)
-    key = torch.addmm(norms, centred[anchor], centred.T, alpha=-2)
-    same = labels[anchor, None] == labels
+        return Extremes(anchor, *_exactly(x, labels, anchor))
     self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
+    own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
+    key = matmul(own, -2 * centred).add_(norms)
+    # Farthest positive, nearest negative, farthest and nearest: the least of each row of a quarter.
     keys = torch.stack([-key, key, -key, key]).masked_fill_(torch.stack([~same | self_, same, self_, self_]), torch.inf)
-    slack = _rounding(centred) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
-    near = keys <= keys.amin(dim=2, keepdim=True) + slack[:, None]
+    slack = _rounding(x) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
+    near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])
     row, column = near.flatten(0, 1).nonzero().unbind(1)
     if len(row) > _MANY * 4 * len(anchor):
-        return _exactly(x, labels, anchor)
+        return Extremes(anchor, *_exactly(x, labels, anchor))
     sign = torch.tensor([-1, 1, -1, 1], device=x.device).repeat_interleave(len(anchor))
-    return _decide(x, anchor.repeat(4), row, column, sign).chunk(4)
+    return Extremes(anchor, *_decide(x, anchor.repeat(4), row, column, sign).chunk(4))
 
 
 class _Proposals:
@@ -152,21 +159,17 @@ def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, sign: Tensor
     chosen = torch.empty_like(anchor)
     chosen[row] = column
     if len(row) > len(anchor):
-        several = torch.bincount(row, minlength=len(anchor))[row] > 1
+        several = (row.bincount(minlength=len(anchor))[row] > 1).nonzero()[:, 0]
         row, column = row[several], column[several]
-        # The last key first, as each sort keeps the order of the one before among equals.
-        order = column.argsort()
-        row, column = row[order], column[order]
         parts = [
             torch.linalg.vector_norm(_deciding(x[anchor[row[i]]]) - _deciding(x[column[i]]), dim=1)
             for i in pair_blocks(x, row)
         ]
-        order = ((sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)).argsort(stable=True)
-        order = order[row[order].argsort(stable=True)]
-        row, column = row[order], column[order]
-        first = torch.ones_like(row, dtype=torch.bool)
-        first[1:] = row[1:] != row[:-1]
-        chosen[row[first]] = column[first]
+        d = (sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)
+        least = d.new_full((len(anchor),), torch.inf).scatter_reduce_(0, row, d, "amin")
+        # Of equals the lower index.
+        column = column.masked_fill(d > least[row], len(x))
+        chosen.scatter_reduce_(0, row, column, "amin", include_self=False)
     return chosen
 
 

@@ -19,9 +19,13 @@ def transfer(r: Tensor, alpha: float) -> Tensor:
     # Each branch sees only its own half, and the ends leave the power where its slope is infinite: an unused
     # infinity would still become NaN in the gradient.
     base = 2 * torch.where(low, r, 1 - r)
-    end = (base == 0) & (alpha < 1)
-    power = torch.where(end, torch.ones_like(base), base).pow(alpha).masked_fill(end, 0)
-    return torch.where(low, 0.5 * power, 1 - 0.5 * power)
+    if alpha < 1:
+        end = base == 0
+        power = base.masked_fill(end, 1).pow(alpha).masked_fill(end, 0)
+    else:
+        power = base.pow(alpha)
+    half = 0.5 * power
+    return torch.where(low, half, 1 - half)
 
 
 class NRALoss(nn.Module):
@@ -64,15 +68,14 @@ class NRALoss(nn.Module):
         if len(found.anchor) == 0:
             return zero(embeddings)
         # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.
-        others = (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
-        d = distance_to(embeddings, found.anchor.repeat(4), torch.cat(others)).view(4, -1)
-        d_max, d_min = d[2], d[3]
+        others = torch.stack([found.farthest_positive, found.nearest_negative, found.farthest, found.nearest])
+        d, d_max, d_min = distance_to(embeddings, found.anchor, others).split((2, 1, 1))
         if self.detach_range:
             d_max, d_min = d_max.detach(), d_min.detach()
         span = d_max - d_min
         # Over infinity the rank is 0 and so is its gradient. A span of rounding alone would make it as large as 1 / eps.
         flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
-        rank = _into_range((d[:2] - d_min) / span.masked_fill(flat, torch.inf))
+        rank = _into_range((d - d_min) / span.masked_fill(flat, torch.inf))
         w_positive, w_negative = transfer(rank, self.alpha)
         # s = 1 - w by eq. 12.
         return -(torch.stack([1 - w_positive, w_negative]) + self.epsilon).log().sum() / len(found.anchor)

@@ -143,7 +143,7 @@ class _Block(NamedTuple):
         row, column = self.near
         near = weight[row, column]
         weight[row, column] = 0
-        pull(into, x, rows[row], column, near, both=not symmetric)
+        pull(into, x, rows[row], column[None], near[None], both=not symmetric)
         # What is left has x_i and x_j far enough apart to be taken separately.
         into[rows] += weight.sum(dim=1)[:, None] * centred[rows] - matmul(weight, self.columns)
         if not symmetric:

@@ -55,8 +55,8 @@ class TripletLoss(nn.Module):
         found = extremes(embeddings, labels, anchors)
         if len(found.anchor) == 0:
             return zero(embeddings)
-        d_positive = distance_to(embeddings, found.anchor, found.farthest_positive)
-        d_negative = distance_to(embeddings, found.anchor, found.nearest_negative)
+        others = torch.stack([found.farthest_positive, found.nearest_negative])
+        d_positive, d_negative = distance_to(embeddings, found.anchor, others)
         return (d_positive.square() - d_negative.square() + self.margin).clamp_min(0).mean()
 
     def _semi_hard(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:

@@ -143,7 +143,12 @@ class LossContract:
         assert not strided[0].is_contiguous() and not strided[1].is_contiguous()
         torch.testing.assert_close(loss(*strided), loss(embeddings, labels), rtol=1e-12, atol=0)
 
-    @pytest.mark.parametrize("shapes", [((4,), (4,)), ((2, 4, 3), (2,)), ((4, 3), (3,)), ((4, 3), (4, 1))], ids=str)
-    def test_wrong_shapes_are_refused(self, options, shapes):
-        with pytest.raises(ValueError):
-            self.build(options, 3)(torch.zeros(shapes[0]), torch.zeros(shapes[1], dtype=torch.int64))
+    def test_wrong_shapes_and_types_are_refused(self, options):
+        loss, whole = self.build(options, 3), torch.int64
+        wrong = [((4,), (4,)), ((2, 4, 3), (2,)), ((4, 3), (3,)), ((4, 3), (4, 1)), ((0, 3), (0,)), ((4, 0), (4,))]
+        for shape, of_labels in wrong:
+            with pytest.raises(ValueError, match=r"a loss takes embeddings \[m, d\] and labels \[m\]"):
+                loss(torch.zeros(shape), torch.zeros(of_labels, dtype=whole))
+        for dtype, of_labels in ((torch.float32, torch.float32), (torch.float32, torch.bool), (whole, whole)):
+            with pytest.raises(ValueError, match="embeddings of floats and labels of whole numbers"):
+                loss(torch.zeros(4, 3, dtype=dtype), torch.zeros(4, dtype=of_labels))

@@ -62,6 +62,23 @@ def test_large_logits_do_not_overflow():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("label", [-100, -1, CLASSES])
+def test_a_label_that_is_no_class_is_refused(label):
+    # PyTorch's own cross entropy would leave out -100 without a word.
+    loss = CrossEntropyLoss(embedding_dim=3, num_classes=CLASSES)
+    with pytest.raises(ValueError, match=r"loss\.num_classes=7 is not possible"):
+        loss(torch.randn(2, 3), torch.tensor([0, label]))
+    with pytest.raises(ValueError, match=r"loss\.embedding_dim=3 is not possible: it must be the embeddings' 4"):
+        loss(torch.randn(2, 4), torch.tensor([0, 1]))
+
+
+def test_embeddings_of_another_type_than_the_classifier():
+    loss = CrossEntropyLoss(embedding_dim=3, num_classes=2)
+    x, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    torch.testing.assert_close(loss(x.double(), labels), loss(x, labels).double(), rtol=1e-6, atol=0)
+    assert loss.bfloat16()(x.bfloat16(), labels).dtype == torch.float32
+
+
 def test_the_classifier_is_linear_with_a_bias_and_trains():
     loss = CrossEntropyLoss(embedding_dim=3, num_classes=5)
     assert isinstance(loss.classifier, nn.Linear) and loss.classifier.bias is not None

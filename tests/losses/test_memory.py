@@ -107,3 +107,8 @@ def test_under_autocast_it_remembers_in_float32():
 def test_what_is_not_possible_is_refused(given, key):
     with pytest.raises(ValueError, match=key):
         CrossBatchMemory(**{"loss": NRALoss(), "embedding_dim": 4, **given})
+
+
+def test_embeddings_of_another_dimension_are_refused():
+    with pytest.raises(ValueError, match=r"loss\.embedding_dim=4 is not possible: it must be the embeddings' 5"):
+        CrossBatchMemory(loss=NRALoss(), embedding_dim=4)(torch.randn(4, 5), torch.tensor([0, 0, 1, 1]))

@@ -75,6 +75,17 @@ def test_equal_distances_give_rank_zero_and_a_finite_gradient(alpha, detach_rang
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("detach_range", [False, True])
+def test_distances_that_only_rounding_sets_apart_teach_nothing(dtype, detach_range):
+    # A simplex, turned: all distances are equal but for their last digits, whose ranks would weigh 1 / eps.
+    g = torch.Generator().manual_seed(0)
+    x = torch.linalg.qr(torch.randn(24, 24, generator=g, dtype=torch.float64))[0].to(dtype)
+    value, gradient = value_and_gradient(NRALoss(detach_range=detach_range), x, torch.arange(24) // 3)
+    assert value.item() == pytest.approx(-math.log(1 + 1e-4) - math.log(1e-4), rel=1e-6)
+    assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.25, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("detach_range", [False, True])

@@ -166,6 +166,11 @@ def run(case: Case, x: Tensor, y: Tensor, batch: Given) -> tuple[Tensor, Tensor]
     return value.detach(), leaf.grad
 
 
+def test_every_loss_is_here():
+    files = {path.stem for path in (Path(__file__).parents[2] / "conf/loss").glob("*.yaml")}
+    assert files == {name.partition(",")[0] for name in LOSSES}
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @given(batch=BATCHES)
 def test_any_batch(name, batch):
