@@ -22,7 +22,7 @@ train: $(READY)  ## Train and test: the digits experiment, or what ARGS="key=val
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## Run the test suite; ARGS is handed to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: $(READY)  ## Check style and types
 	$(BIN)/ruff check .
