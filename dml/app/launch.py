@@ -70,10 +70,11 @@ def run_as_command(folder: Path, stop: StopSignals) -> dict[str, float]:
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        if stop.received in (None, signal.SIGINT):
+        by_user = stop.received in (None, signal.SIGINT)
+        if by_user:
             with suppress(subprocess.TimeoutExpired):  # a terminal has told its processes; another sender has not
                 process.wait(timeout=3)
-        process.send_signal(stop.received or signal.SIGINT)
+        process.send_signal(signal.SIGINT if by_user else signal.SIGTERM)
         process.wait()
         raise
     if status:
