@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import finish
-from dml.app.build import build_trainer
+from dml.app.build import build_loggers, build_trainer
 from dml.engine.module import MetricLearner
+from dml.engine.stop import StopSignals
 from dml.losses.nra import NRALoss
 from dml.losses.triplet import TripletLoss
 from dml.models.backbones import create_backbone
@@ -95,7 +96,7 @@ def ours(network: str, loss: nn.Module, precision: str, options: argparse.Namesp
         evaluator=lambda *_, **__: {},
         optimizer=sgd,
         scheduler=None,
-        config={},
+        config={"seed": 0},
         compile=options.compile,
     )
     data = batches(4, options.device)
@@ -108,9 +109,11 @@ def ours(network: str, loss: nn.Module, precision: str, options: argparse.Namesp
             cfg = compose("train", overrides)
         clock = Clock(steps)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            trainer = build_trainer(cfg, folder)
-            trainer.callbacks.insert(0, clock)
-            trainer.fit(learner, datamodule=InMemory(data, steps))
+            with StopSignals() as stop:
+                trainer = build_trainer(cfg, Path(folder), stop)
+                trainer.loggers = build_loggers(cfg, Path(folder))
+                trainer.callbacks.insert(0, clock)
+                trainer.fit(learner, datamodule=InMemory(data, steps))
         return clock.seconds
 
     return run
