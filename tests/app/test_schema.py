@@ -114,13 +114,10 @@ def test_what_is_right_passes(overrides):
     check_config(composed("train", *overrides))
 
 
-@pytest.mark.parametrize("group", ["data", "transform", "optimizer", "logger", "protocol", "trainer"])
-def test_every_choice_passes(group):  # method and experiment are run in tests/test_conf.py
+def test_every_data_set_passes():  # the other groups are run in tests/test_conf.py
     cfg = composed("train")
-    for choice in choices(group):
-        cfg[group] = OmegaConf.create(resolved(group, choice))
-        if group == "protocol":
-            cfg.protocol.monitor = "val/map"
+    for choice in choices("data"):
+        cfg.data = resolved("data", choice)
         check_config(cfg)
 
 
@@ -193,7 +190,7 @@ KEYS = [(i, key) for i, cfg in enumerate(EVERYTHING) for key in sorted(
     if OmegaConf.is_config(cfg[group]) else [group]))]  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.sampled_from(KEYS), VALUES)
 def test_any_value_of_any_key_passes_or_is_named(place, value):
     which, key = place
@@ -241,7 +238,7 @@ TYPED = {
 }
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.data())
 def test_a_range_is_what_the_constructor_takes(data):
     target, arguments = data.draw(st.sampled_from(CONSTRUCTED))
