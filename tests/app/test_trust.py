@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
 
+from dml.app.checkpoint import read_to_evaluate
 from dml.app.run import run_evaluate
 from dml.app.secrets import NoSecrets, secrets_in
 from dml.app.trust import is_harmless
@@ -65,6 +66,13 @@ from tests.test_conf import CONF, choices
 )
 def test_what_a_stranger_may_not_name(target):
     assert not is_harmless(target)
+
+
+def test_what_one_of_the_packages_only_hands_on_is_not_its_own(monkeypatch):
+    monkeypatch.setattr(
+        torch.nn, "Foreign", type("Foreign", (torch.nn.Identity,), {"__module__": "other"}), raising=False
+    )
+    assert not is_harmless("torch.nn.Foreign") and is_harmless("torch.nn.Identity")
 
 
 def test_what_a_stranger_may_name():
@@ -168,7 +176,10 @@ def test_evaluation_reads_no_weights_and_writes_no_cache_because_a_checkpoint_sa
     (tmp_path / "evil.pth").write_text("no weights")
     run = evaluate(tmp_path / "run", stranger(change))
     assert run.metrics == evaluate(tmp_path / "again", finished.folder / "checkpoints" / "last.ckpt").metrics
-    assert not (tmp_path / "cache").exists()
+    caches = [
+        read_to_evaluate(tmp_path / "stranger.ckpt", trust)["dml_config"]["data"]["cache"] for trust in (False, True)
+    ]
+    assert caches == ["none", "disk"]
 
 
 class Evil:
