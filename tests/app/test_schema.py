@@ -281,6 +281,7 @@ def test_a_range_is_what_the_constructor_takes(data):
         (Annotated[list[Annotated[int, Ge(0)]], MinLen(1)], [[0]], [[], [-1], 0],
          "a list of at least 1, each a whole number from 0 on"),
         (tuple[float, float], [[1, 2]], [[1], [1, "x"], 1], "a list of 2: a number, a number"),
+        (tuple[int, ...], [[], [1, 2, 3]], [[1, "x"], 1], "a list, each a whole number"),
         (dict[str, Annotated[float, Gt(0)]], [{}, {"a": 1}], [{"a": 0}, []],
          "keys with values that are a number greater than 0"),
         (float | torch.Tensor, [1], ["x"], "a number"),
