@@ -3,6 +3,7 @@
 `check_config` needs no data and comes before anything else; `check_data` comes before any heavy work.
 """
 
+import inspect
 import pydoc
 from collections.abc import Iterator
 from dataclasses import fields
@@ -11,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import WandbLogger
 
 from dml.app.make import make
-from dml.app.schema import MISSING, printable, problems_of, resolved, shown
+from dml.app.schema import MISSING, fits, printable, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import LATER, Model, Training
 from dml.data.dataset import Records, Source
@@ -61,12 +63,36 @@ def _tried(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
                 raise  # a bug of the part, not a mistake of who uses it
             said = _first_line(error)
             yield said if said.startswith(f"{group}.") else f"{group}: {said}"
+    if "logger" not in broken and config["logger"]:
+        yield from _wandb(config["logger"])
     if "backbone" not in broken and pydoc.locate(config["backbone"]["_target_"]) is create_backbone:
         backbone = config["backbone"]
         try:
             check_backbone(backbone["name"], backbone.get("pretrained", False), backbone.get("checkpoint_path"))
         except ValueError as error:
             yield _first_line(error)
+
+
+def _wandb(logger: dict[str, Any]) -> Iterator[str]:
+    """The keys that Lightning's logger hands on to wandb.init, which is called long after the data is loaded."""
+    call = pydoc.locate(logger["_target_"])
+    if not (isinstance(call, type) and issubclass(call, WandbLogger)):
+        return
+    import pydantic  # wandb brings it
+    import wandb  # takes a second
+
+    known = {"_target_", *inspect.signature(WandbLogger).parameters, *inspect.signature(wandb.init).parameters}
+    for key in logger.keys() - known:
+        yield f"logger.{key} is no key: neither of Lightning's WandbLogger nor of wandb.init"
+    settings = logger.get("settings") or {}
+    if not fits(settings, dict[str, Any]):
+        yield f"logger.settings={shown(settings)} is not possible: it must be keys of wandb.Settings"
+        return
+    try:
+        wandb.Settings(**settings)
+    except pydantic.ValidationError as error:
+        for wrong in error.errors():
+            yield f"logger.settings.{wrong['loc'][0]}={shown(wrong['input'])} is not possible: {wrong['msg']}"
 
 
 def _first_line(error: Exception) -> str:

@@ -167,8 +167,8 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
     """
+    checkpoint = read_to_evaluate(Path(str(cfg.ckpt_path)), cfg.trust is True)  # before anything it names is looked up
     check_config(cfg, Evaluation)
-    checkpoint = read_to_evaluate(Path(cfg.ckpt_path), cfg.trust)
     trained = OmegaConf.create(checkpoint["dml_config"])
     check_config(trained, Model)
     for group in (*GROUPS, "trainer", "progress_bar"):

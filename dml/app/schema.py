@@ -30,7 +30,12 @@ class Problem(NamedTuple):
     said: str
 
 
-MISSING = object()  # in the place of a value that cannot be had
+class _Missing:
+    def __repr__(self) -> str:
+        return "???"
+
+
+MISSING = _Missing()  # in the place of a value that cannot be had
 _ALONE = Part()
 
 
@@ -105,7 +110,7 @@ def _value(name: str, value: Any, hint: Any) -> Iterator[Problem]:
 
 
 def _part(name: str, node: Any, part: Part) -> Iterator[Problem]:
-    if not node and part.optional:
+    if (not node and part.optional) or (isinstance(node, dict) and node.get("_target_") is MISSING):
         return
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         yield Problem(name, node, f"{name}={shown(node)} is not possible: it must have a _target_, a class or function")
@@ -160,7 +165,8 @@ def fits(value: Any, hint: Any) -> bool:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
     if hint in (int, str, bool, NoneType, None):
         return type(value) is (NoneType if hint is None else hint)
-    if origin is tuple and of[-1:] != (...,):
+    if origin is tuple:
+        of = (of[0],) * len(value) if of[-1:] == (...,) and isinstance(value, list) else of
         return isinstance(value, list) and len(value) == len(of) and all(map(fits, value, of))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return isinstance(value, dict) and all(fits(k, of[0]) and fits(v, of[1]) for k, v in value.items())
@@ -172,7 +178,8 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def _is_class(hint: Any) -> bool:
-    return isinstance(hint, type) and hint not in (Any, object, inspect.Parameter.empty)  # Any is one since Python 3.11
+    # Any is one since Python 3.11, and list[int] until then.
+    return isinstance(hint, type) and get_origin(hint) is None and hint not in (Any, object, inspect.Parameter.empty)
 
 
 def _flat(rules: Sequence[Any]) -> list[Any]:
@@ -213,7 +220,9 @@ def describe(hint: Any) -> str:
     named = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "null"}
     if hint in named:
         return named[hint]
-    if origin is tuple and of[-1:] != (...,):
+    if origin is tuple:
+        if of[-1:] == (...,):
+            return f"a list, each {describe(of[0])}"
         return f"a list of {len(of)}: {', '.join(map(describe, of))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return f"keys with values that are {describe(of[1])}"

@@ -24,10 +24,10 @@ def assert_as_one_process(folder, single):
 def test_jobs_of_two_processes_in_a_sweep(tmp_path):
     single = train(tmp_path / "single", *SGD)
     folder = tmp_path / "sweep"
-    code, out, err = end(start("train.py", "-m", *TWO, "loss.alpha=-1,4", f"hydra.sweep.dir={folder}"))
+    code, out, err = end(start("train.py", "-m", *TWO, "sampler.classes_per_batch=11,10", f"hydra.sweep.dir={folder}"))
     assert code == 1 and "Traceback" not in err
     assert "Job 0 failed: its processes ended with status 1" in err and "Job 1 failed" not in err
-    assert err.count("loss.alpha=-1 is not possible") == 1 and out.count("Files: ") == 1
+    assert err.count("sampler.classes_per_batch=11 is more than the 10") == 1 and out.count("Files: ") == 1
     assert {path.name for path in folder.iterdir()} == {"0", "1", "multirun.yaml"}
     assert_as_one_process(folder / "1", single)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf, open_dict
 
+from dml.app.checkpoint import read_to_evaluate
 from dml.app.run import run_evaluate
 from dml.app.secrets import NoSecrets, secrets_in
 from dml.app.trust import is_harmless
@@ -67,6 +68,13 @@ def test_what_a_stranger_may_not_name(target):
     assert not is_harmless(target)
 
 
+def test_what_one_of_the_packages_only_hands_on_is_not_its_own(monkeypatch):
+    monkeypatch.setattr(
+        torch.nn, "Foreign", type("Foreign", (torch.nn.Identity,), {"__module__": "other"}), raising=False
+    )
+    assert not is_harmless("torch.nn.Foreign") and is_harmless("torch.nn.Identity")
+
+
 def test_what_a_stranger_may_name():
     groups = ("data", "transform", "backbone", "embedder", "loss", "sampler", "evaluator", "optimizer", "scheduler")
     files = [CONF / group / f"{choice}.yaml" for group in groups for choice in choices(group)]
@@ -93,40 +101,38 @@ def stranger(finished, tmp_path):
     return write
 
 
-def touch(path):
-    return {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(path)]}}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        *((f"{group}._target_", "os.system", f"{group}._target_=os.system is none of")
-          for group in ("data", "transform", "evaluator", "backbone", "embedder", "loss", "sampler", "optimizer",
-                        "scheduler")),
-        ("loss.loss", "TOUCH", "loss.loss._target_=pathlib.Path.touch is none of"),
-        ("loader.a", "DEEP", "loader.a.0.b._target_=pathlib.Path.touch is none of"),
-        ("data._args_", ["/etc"], "data._args_ is a key by which Hydra"),
-        ("data.defaults", [{"/trainer@x": "ddp"}], "data.defaults is a key by which Hydra"),
-        ("evaluator._partial_", True, "evaluator._partial_ is a key by which Hydra"),
-        ("data.split_seed", "${oc.env:WANDB_API_KEY}", "data.split_seed=${oc.env:WANDB_API_KEY} is an interpolation"),
-        ("learning_rates.a", "${seed}", "learning_rates.a=${seed} is an interpolation"),
-    ],
-)  # fmt: skip
-def test_a_strangers_config_is_refused(stranger, tmp_path, monkeypatch, key, value, said):
+def test_a_strangers_config_is_refused_with_all_that_is_wrong_in_it(stranger, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
-    ran = touch(tmp_path / "ran")
-    value = {"TOUCH": ran, "DEEP": [{"b": ran}]}.get(value, value) if isinstance(value, str) else value
-    path = stranger(lambda config: OmegaConf.update(config, key, value, force_add=True))
+    ran = {"_target_": "pathlib.Path.touch", "self": {"_target_": "pathlib.Path", "_args_": [str(tmp_path / "ran")]}}
+    groups = ("data", "transform", "evaluator", "backbone", "embedder", "loss", "sampler", "optimizer", "scheduler")
+    wrong = {
+        **{f"{group}._target_": ("os.system", "=os.system is none of") for group in groups},
+        "loss.loss": (ran, "._target_=pathlib.Path.touch is none of"),
+        "loader.a": ([{"b": ran}], ".0.b._target_=pathlib.Path.touch is none of"),
+        "data._args_": (["/etc"], " is a key by which Hydra"),
+        "data.defaults": ([{"/trainer@x": "ddp"}], " is a key by which Hydra"),
+        "evaluator._partial_": (True, " is a key by which Hydra"),
+        "data.split_seed": ("${oc.env:WANDB_API_KEY}", "=${oc.env:WANDB_API_KEY} is an interpolation"),
+        "learning_rates.a": ("${seed}", "=${seed} is an interpolation"),
+    }
+
+    def change(config):
+        for key, (value, _) in wrong.items():
+            OmegaConf.update(config, key, value, force_add=True)
+
+    path = stranger(change)
     with pytest.raises(SystemExit) as caught:
         evaluate(tmp_path / "run", path)
-    first, *_, last = str(caught.value).splitlines()
-    assert first.startswith(f"ckpt_path={path}: {said}") and "trust=true" in last
+    *lines, last = str(caught.value).splitlines()
+    assert "trust=true" in last
+    for key, (_, said) in wrong.items():
+        assert any(line.startswith(f"ckpt_path={path}: {key}{said}") for line in lines), key
+    assert len(lines) == len(wrong) + 4  # the path in each touch, and its arguments
     # Nor does what comes after Hydra take it, however it got there.
-    cfg = composed("evaluate", *QUIET, f"ckpt_path='{path}'", "data=digits", "transform=characters", "loader=default",
-                   "evaluator=default", folder=tmp_path / "run")  # fmt: skip
-    with pytest.raises(ValueError) as caught:
+    ours = ("data=digits", "transform=characters", "loader=default", "evaluator=default")
+    cfg = composed("evaluate", *QUIET, f"ckpt_path='{path}'", *ours, folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"loss\._target_=os\.system is none of"):
         run_evaluate(cfg)
-    assert str(caught.value).startswith(f"ckpt_path={path}: {said}")
     assert not (tmp_path / "ran").exists() and not [*(tmp_path / "run").iterdir()]
 
 
@@ -170,7 +176,10 @@ def test_evaluation_reads_no_weights_and_writes_no_cache_because_a_checkpoint_sa
     (tmp_path / "evil.pth").write_text("no weights")
     run = evaluate(tmp_path / "run", stranger(change))
     assert run.metrics == evaluate(tmp_path / "again", finished.folder / "checkpoints" / "last.ckpt").metrics
-    assert not (tmp_path / "cache").exists()
+    caches = [
+        read_to_evaluate(tmp_path / "stranger.ckpt", trust)["dml_config"]["data"]["cache"] for trust in (False, True)
+    ]
+    assert caches == ["none", "disk"]
 
 
 class Evil:

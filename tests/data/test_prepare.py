@@ -188,10 +188,11 @@ def test_tar_that_leaves_its_folder(tmp_path):
     assert [path.name for path in root.iterdir()] == ["a.tgz"] and not (tmp_path / "evil.txt").exists()
 
 
-def test_tar_with_a_link(tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+def test_tar_with_a_link_or_a_device(tmp_path, kind):
     with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
         link = tarfile.TarInfo("a")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc"
+        link.type, link.linkname = kind, "/etc"
         archive.addfile(link)
     with pytest.raises(ValueError, match="is a link"):
         download.unpack(tmp_path / "a.tgz", tmp_path / "a")
