@@ -247,8 +247,15 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     Writes evaluation.json, with the same fields as metrics.json, into the run's folder.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
+        ValueError: the checkpoint cannot be used, or an override does not fit, or another process runs in the folder;
+            names the key.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with held(folder):
+        return _evaluate(cfg, folder)
+
+
+def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     checkpoint = read_checkpoint(Path(cfg.ckpt_path), "ckpt_path")
     trained = OmegaConf.create(checkpoint["dml_config"])
     for group in ("data", "transform", "evaluator", "loader"):
@@ -258,7 +265,6 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
-    folder = Path(HydraConfig.get().runtime.output_dir)
     _list_broken(built, folder)
     trained.trainer, trained.progress_bar = cfg.trainer, cfg.progress_bar
     trainer = build_trainer(trained, str(folder), for_evaluation=True)

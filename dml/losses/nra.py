@@ -80,7 +80,7 @@ class NRALoss(nn.Module):
         others = (found.farthest_positive, found.nearest_negative, found.farthest, found.nearest)
         d_positive, d_negative, d_max, d_min = (distance_to(embeddings, found.anchor, other) for other in others)
         rank = (torch.stack([d_positive, d_negative]) - d_min) / (d_max - d_min)  # NaN, 0/0, has no slope either
-        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).clamp_min(0).pow(self.alpha - 1)
+        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).pow(self.alpha - 1)
         return {"saturated_ranks": 1 - ((slope >= 0.01) & slope.isfinite()).float().mean()}  # at infinity it is 0
 
 
