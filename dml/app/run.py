@@ -165,15 +165,21 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     Writes evaluation.json, with the same fields as metrics.json, into the run's folder.
 
     Raises:
-        ValueError: the checkpoint cannot be used, or an override does not fit; names the key.
+        ValueError: the checkpoint cannot be used, or an override does not fit, or another process runs in the folder;
+            names the key.
     """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    with held(folder):
+        return _evaluate(cfg, folder)
+
+
+def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     checkpoint = read_to_evaluate(Path(str(cfg.ckpt_path)), cfg.trust is True)  # before anything it names is looked up
     check_config(cfg, Evaluation)
     trained = OmegaConf.create(checkpoint["dml_config"])
     check_config(trained, Model)
     for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
-    folder = Path(HydraConfig.get().runtime.output_dir)
     trainer = build_trainer(trained, folder)
     built = build(trained, for_evaluation=True)
     try:

@@ -92,7 +92,7 @@ class NRALoss(nn.Module):
         others = torch.stack([found.farthest_positive, found.nearest_negative, found.farthest, found.nearest])
         d, d_max, d_min = distance_to(embeddings, found.anchor, others).split((2, 1, 1))
         rank = (d - d_min) / (d_max - d_min)  # NaN, 0/0, has no slope either
-        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).clamp_min(0).pow(self.alpha - 1)
+        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).pow(self.alpha - 1)
         return {"saturated_ranks": 1 - ((slope >= 0.01) & slope.isfinite()).float().mean()}  # at infinity it is 0
 
 

@@ -1,5 +1,7 @@
 """A run's folder: a sweep that was broken off goes on with the same command, and nothing finished is lost."""
 
+import errno
+import fcntl
 import json
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import torch
 
 from dml.app import folder as folders
 from dml.app.folder import held
-from tests.app.conftest import ROOT, Run, train
+from tests.app.conftest import ROOT, Run, evaluate, train
 from tests.app.test_processes import SHORT, end, start
 from tests.app.test_resume import assert_same_end
 
@@ -123,7 +125,16 @@ def test_a_csv_log_survives_going_on(tmp_path):
     assert log.read_bytes() == before and before
 
 
-def test_two_processes_never_share_a_folder(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.warns(UserWarning, match=rf"no lock on {tmp_path}/\.lock: .*No locks available"), held(tmp_path):
+        pass
+
+
+def test_two_processes_never_share_a_folder(tmp_path, monkeypatch, finished):
     code = (
         "import time; from pathlib import Path; from dml.app.folder import held\n"
         f"with held(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
@@ -134,6 +145,8 @@ def test_two_processes_never_share_a_folder(tmp_path, monkeypatch):
         monkeypatch.setattr(folders, "_PATIENCE", 0.2)
         with pytest.raises(ValueError, match=f"another process is running in {tmp_path}"):
             train(tmp_path)
+        with pytest.raises(ValueError, match=f"another process is running in {tmp_path}"):
+            evaluate(tmp_path, finished.folder / "checkpoints" / "best.ckpt")
     finally:
         process.kill()
         process.wait()

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from dml.data.decode import Decode, load_image
 
@@ -136,6 +136,17 @@ def test_files_that_are_no_images_are_refused_by_their_path(tmp_path, name):
     (tmp_path / name).write_bytes(DAMAGED[name])
     with pytest.raises(ValueError, match=str(tmp_path / name)):
         load_image(tmp_path / name)
+
+
+def test_exif_that_is_damaged_is_refused_by_its_path(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription], exif[ExifTags.Base.Orientation] = "a" * 25, 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.jpg", exif=exif.tobytes())
+    content = bytearray((tmp_path / "image.jpg").read_bytes())
+    content[content.index(b"Exif") + 17] = 0  # the type of its first tag
+    (tmp_path / "image.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'image.jpg'} cannot be read"):
+        load_image(tmp_path / "image.jpg")
 
 
 def test_missing_files_and_folders_are_refused_by_their_path(tmp_path):

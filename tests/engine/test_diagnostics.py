@@ -42,10 +42,19 @@ def test_means_by_a_slow_loop(monkeypatch, block):
     assert found["gradient_norm"] == pytest.approx(gradient.norm().item(), rel=1e-6)
 
 
+def test_an_embedding_is_no_positive_of_itself():
+    # Of more than 25 rows PyTorch takes distances from a product, in which none is at distance 0 of itself.
+    generator = torch.Generator().manual_seed(0)
+    centres = 30 * torch.randn(20, 4, generator=generator)
+    apart = torch.nn.functional.normalize(torch.randn(20, 4, generator=generator))
+    found, _ = look(NRALoss(), torch.cat([centres, centres + apart]), torch.arange(40) % 20)
+    assert found["positive_distance"] == pytest.approx(1, rel=1e-3)
+
+
 def test_active_are_those_that_the_loss_moves():
     # Far beyond the margin, and each pair of a class at one place, but for the last pair.
     x = torch.tensor([[0.0], [0.0], [50.0], [50.0], [90.0], [90.1]])
-    labels = torch.arange(6) // 2
+    x, labels = torch.cat([x, torch.zeros(6, 1)], dim=1), torch.arange(6) // 2
     assert look(ContrastiveLoss(), x, labels)[0]["active_anchors"] == pytest.approx(2 / 6)
     assert look(TripletLoss(mining="hard"), x, labels)[0]["active_anchors"] == 0
     assert look(ContrastiveLoss(margin=100.0), x, labels)[0]["active_anchors"] == 1
@@ -67,6 +76,7 @@ def test_a_kind_of_pair_that_is_not_there_has_no_distance():
         ((0, 1, 3), 0.5, 1.0),  # at the ends, where the formula's slope is infinite, ours is 0
         # Ranks 1/4 and 3/4, 0 and 2/3, 1/2 and 1/2: only the 0 has no slope.
         ((0, 1, 2, 4, 5), 4.0, 1 / 6),
+        ((0, 1, 2, 4, 5), 10.0, 1 / 6),  # at 1/4 it is 10 / 2^9, about 0.02
         ((0, 1, 2, 4, 5), 60.0, 4 / 6),
         ((7, 7, 7), 4.0, 1.0),  # 0/0
     ],
@@ -142,6 +152,7 @@ def test_a_collapse_is_told_once(tmp_path, caplog):
 def test_near_embeddings_are_no_collapse(caplog):
     x = 1 + 1e-3 * torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
     look(NRALoss(), x, torch.arange(16) // 4)
+    look(NRALoss(), 1e-6 * (x - 1), torch.arange(16) // 4)  # small is no collapse either
     assert not caplog.records
     look(NRALoss(), 1 + (x - 1) * 1e-3, torch.arange(16) // 4)
     assert "collapsed" in caplog.text

@@ -107,9 +107,10 @@ def test_a_server_that_goes_away_is_not_waited_for(tmp_path, monkeypatch, server
     assert wandb_logger.__name__ not in {record.name for record in caplog.records}
 
 
-def test_a_process_of_wandb_that_dies_is_told_once(tmp_path, caplog):
+def test_a_process_of_wandb_that_dies_is_told_once(tmp_path, caplog, capfd):
     logger = UnattendedWandbLogger(save_dir=str(tmp_path), settings={"silent": True})
     logger.log_metrics({"train/loss": 1.0}, 0)
+    assert "anonymous" not in capfd.readouterr().err and "WANDB_MODE" not in os.environ
     (core,) = (
         int(process.name)
         for process in Path("/proc").iterdir()
