@@ -14,7 +14,8 @@ _ROWS = 256  # of a, from which on the detour below pays
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a [n, k] times b [p, k] transposed, [n, p], in full float32 whatever the matmul precision is set to."""
     with _full_float32(), torch.autocast(a.device.type, enabled=False):
-        if a.device.type == "cpu" and a.dtype == torch.float32 and len(a) >= _ROWS and torch.backends.mkldnn.is_available():
+        on_cpu = a.device.type == "cpu" and a.dtype == torch.float32
+        if on_cpu and len(a) >= _ROWS and torch.backends.mkldnn.is_available():
             # As a 1 x 1 convolution the product reaches oneDNN, whose kernel takes half the time of MKL's on AMD.
             pixels = a.reshape(1, 1, *a.shape).permute(0, 3, 1, 2)  # channels last, and so is the result
             return F.conv2d(pixels, b[:, :, None, None])[0, :, 0, :].T

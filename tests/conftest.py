@@ -14,5 +14,4 @@ faiss.omp_set_num_threads(1)
 _ALWAYS = {"deadline": None, "database": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("suite", max_examples=15, derandomize=True, **_ALWAYS)
 settings.register_profile("thorough", max_examples=2000, print_blob=True, **_ALWAYS)
-settings.register_profile('mid', max_examples=800, **_ALWAYS)
 settings.load_profile("suite")

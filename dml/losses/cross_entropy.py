@@ -33,8 +33,8 @@ class CrossEntropyLoss(nn.Module):
         """Embeddings [m, d], labels [m] -> scalar.
 
         Raises:
-            ValueError: embeddings are not of embedding_dim, or (looked at on a CPU only, where it costs nothing) a label
-                is no class.
+            ValueError: embeddings are not of embedding_dim, or a label is no class (looked at on a CPU only, where
+                that costs nothing).
         """
         classes, dim = self.classifier.weight.shape
         require(embeddings.shape[1] == dim, "loss.embedding_dim", dim, f"the embeddings' {embeddings.shape[1]}")

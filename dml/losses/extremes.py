@@ -155,7 +155,7 @@ def _rounding(x: Tensor) -> float:
 
 
 def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, sign: Tensor | int) -> Tensor:
-    """Of the columns proposed for each row, one or more, the one at the least sign * distance to its anchor [r]; [r]."""
+    """Of the columns proposed for each row, at least one, that at the least sign * distance to its anchor [r]: [r]."""
     chosen = torch.empty_like(anchor)
     chosen[row] = column
     if len(row) > len(anchor):

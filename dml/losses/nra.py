@@ -73,7 +73,7 @@ class NRALoss(nn.Module):
         if self.detach_range:
             d_max, d_min = d_max.detach(), d_min.detach()
         span = d_max - d_min
-        # Over infinity the rank is 0 and so is its gradient. A span of rounding alone would make it as large as 1 / eps.
+        # Over infinity the rank is 0 and so is its gradient. Of rounding alone it would be as large as 1 / eps.
         flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
         rank = _into_range((d - d_min) / span.masked_fill(flat, torch.inf))
         w_positive, w_negative = transfer(rank, self.alpha)

@@ -24,7 +24,7 @@ _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a loss's `forward(self, embeddings, labels, ...)`: check its inputs, leave autocast, use float32 at least.
+    """Decorate a loss's `forward(self, embeddings, labels, ...)`: check inputs, leave autocast, use float32 at least.
 
     Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones.
 
@@ -40,9 +40,8 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 f"a loss takes embeddings [m, d] and labels [m], not {list(embeddings.shape)} and {list(labels.shape)}"
             )
         if not embeddings.is_floating_point() or labels.dtype not in _WHOLE:
-            raise ValueError(
-                f"a loss takes embeddings of floats and labels of whole numbers, not {embeddings.dtype} and {labels.dtype}"
-            )
+            types = f"{embeddings.dtype} and {labels.dtype}"
+            raise ValueError(f"a loss takes embeddings of floats and labels of whole numbers, not {types}")
         if (anchors := given.get("anchors")) is not None:
             require(0 < anchors <= len(labels), "anchors", anchors, f"1 to {len(labels)}")
         if embeddings.dtype in (torch.float16, torch.bfloat16):
@@ -54,7 +53,7 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """As `checked`, for a loss of squares: right at any scale of the embeddings, and NaN where one of them is not finite.
+    """As `checked`, for a loss of squares: right at any scale of the embeddings, NaN if one of them is not finite.
 
     Squares of float32 numbers overflow or vanish long before the numbers do; embeddings for which they might are
     computed in float64, which costs a look at the largest. A loss beyond float32 is infinite.
@@ -165,7 +164,7 @@ def differences(x: Tensor, anchor: Tensor, others: Tensor) -> Tensor:
 
 
 def pull(into: Tensor, x: Tensor, anchor: Tensor, others: Tensor, weight: Tensor, *, both: bool = True) -> Tensor:
-    """Take weight [k, v] * (x[others] - x[anchor]) from the rows `anchor` [v] of `into`; if both, add it to `others`."""
+    """Take weight [k, v] * (x[others] - x[anchor]) from rows `anchor` [v] of `into`; if both, add it to `others`."""
     for part in pair_blocks(x, others.T):
         pulls = differences(x, anchor[part], others[:, part]).mul_(weight[:, part, None])
         add_pulls(into, anchor[part], others[:, part], pulls, both=both)

@@ -53,7 +53,7 @@ class Search:
             own_index: [Q] index of each query in the gallery, which is left out; None: queries are not in it.
 
         Raises:
-            ValueError: k is larger than what there is to find, queries and gallery differ in D, or queries are not finite.
+            ValueError: k is larger than what there is to find, queries are not finite, or of another D.
         """
         _finite(queries)
         gallery, g = self.gallery, self.centred

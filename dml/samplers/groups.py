@@ -35,8 +35,8 @@ class GroupSampler(Sampler[list[int]]):
         world_size: number of processes, W.
 
     Raises:
-        ValueError: a batch cannot be filled from these labels, they are no whole numbers, or the seed is negative; names
-            the config key.
+        ValueError: a batch cannot be filled from these labels, or they are no whole numbers, or the seed is negative;
+            names the config key.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class GroupSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         given = np.asarray(labels)
-        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):  # numpy rounds huge ones, and makes one of two
-            raise ValueError(f"sampler.labels must be whole numbers [N] of 64 bits, not {given.dtype} {list(given.shape)}")
+        # Numpy makes floats of whole numbers beyond 64 bits, and one class of two that it rounds.
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise ValueError(f"sampler.labels must be whole numbers [N], not {given.dtype} {list(given.shape)}")
         classes, inverse, sizes = np.unique(given, return_inverse=True, return_counts=True)
         self.batch_size = classes_per_batch * samples_per_class
         self.samples_per_class = samples_per_class

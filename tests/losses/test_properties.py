@@ -3,13 +3,12 @@
 Hypothesis chooses shape, labels, scale, dtype and layout, and a seed for the numbers. README.md says how to try more.
 """
 
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,6 +55,7 @@ KINDS = {
     "turned equal distances": lambda x: torch.linalg.qr(torch.eye(len(x), dtype=x.dtype) + x @ x.T)[0],
     "mixed scales": lambda x: x * 10.0 ** (20 * torch.linspace(-1, 1, len(x), dtype=x.dtype))[:, None],
 }
+SMOOTH = ("normal", "far", "zero rows")
 LABELS = {
     "one class": lambda m, g: torch.zeros(m, dtype=torch.int64),
     "all different": lambda m, g: torch.arange(m),
@@ -195,11 +195,16 @@ def test_any_batch(name, batch):
     around = x.double() if name.startswith(("npair", "cross", "memory")) else x.double() - x.double().mean(dim=0)
     moved = [x.double() + slack * around * torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(3)]
     spread = max((case.oracle(each, y) - expected).abs() for each in moved)
-    assert (value - expected).abs() <= 10 * spread + 100 * slack * expected.abs() + slack, (value, expected)
+    allowed = 10 * spread + 100 * slack * expected.abs() + slack
+    if name.endswith("0.3"):
+        allowed += 10 * slack**0.3  # the slope of equation 10 is infinite at ranks 0 and 1
+    assert (value - expected).abs() <= allowed, (value, expected)
     if x.dtype == torch.float16:
         assert not gradient.isnan().any()  # beyond 65,504 it is infinite
         return
     assert gradient.isfinite().all(), gradient
+    if batch.kind not in SMOOTH:
+        return  # equal distances: what their members get is a matter of rounding
     spread = max((reference_gradient(name, batch, each, y) - reference).norm() for each in moved)
     least = 1e-2 if x.dtype == torch.bfloat16 else 1000 * slack
     allowed = 10 * spread + least * (reference.norm() + 0.1 * x.double().norm())

@@ -1,4 +1,4 @@
-"""Any embeddings and labels: ranks, neighbours and metrics are those of the slow oracle, or a ValueError says why not."""
+"""Any embeddings and labels: ranks, neighbours and metrics are those of the slow oracle, or a ValueError says why."""
 
 import math
 from typing import NamedTuple
@@ -113,13 +113,11 @@ def test_any_ranks(batch, tile, few, parts):
         for nearest in (False, True):
             wanted = [each[:1] if nearest else each for each in expected]
             sums = []
+            given = {"gallery": tensors[1], "gallery_labels": g_labels, "nearest_only": nearest}
             for part in range(parts):
-                given = {"nearest_only": nearest, "share": (part, parts)}
-                positive_ranks(
-                    tensors[0], y, tensors[1], g_labels, **given, add_up=lambda counts: sums.append(counts) or counts
-                )
-            given = {"nearest_only": nearest, "share": (0, parts), "add_up": lambda _, sums=sums: sum(sums)}
-            found = positive_ranks(tensors[0], y, tensors[1], g_labels, **given)
+                keep = lambda counts, sums=sums: sums.append(counts) or counts  # noqa: E731
+                positive_ranks(tensors[0], y, **given, share=(part, parts), add_up=keep)
+            found = positive_ranks(tensors[0], y, **given, share=(0, parts), add_up=lambda _, sums=sums: sum(sums))
             assert found.counts.tolist() == [len(each) for each in wanted]
             np.testing.assert_array_equal(found.ranks, np.concatenate(wanted))
     if order.size:  # a single item has nobody to search for
@@ -187,7 +185,7 @@ def test_one_number_that_is_not_finite(batch, broken, place, data):
 
 @pytest.mark.parametrize(
     "labels",
-    [[0.0, 1.0, 0.0], [0, 1, None], [0, 1, np.nan], [2**63, -1, 0], torch.zeros(3).bfloat16(), [[0], [1], [0]], [0, 1], 3],
+    [[0.0, 1.0, 0.0], [0, 1, None], [0, 1, np.nan], [2**63, -1, 0], torch.zeros(3).bfloat16(), [[0], [1], [0]], [0, 1]],
     ids=str,
 )
 def test_labels_that_are_none(labels):
