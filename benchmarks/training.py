@@ -108,12 +108,11 @@ def ours(network: str, loss: nn.Module, precision: str, options: argparse.Namesp
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             cfg = compose("train", overrides)
         clock = Clock(steps)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            with StopSignals() as stop:
-                trainer = build_trainer(cfg, Path(folder), stop)
-                trainer.loggers = build_loggers(cfg, Path(folder))
-                trainer.callbacks.insert(0, clock)
-                trainer.fit(learner, datamodule=InMemory(data, steps))
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), StopSignals() as stop:
+            trainer = build_trainer(cfg, Path(folder), stop)
+            trainer.loggers = build_loggers(cfg, Path(folder))
+            trainer.callbacks.insert(0, clock)
+            trainer.fit(learner, datamodule=InMemory(data, steps))
         return clock.seconds
 
     return run
