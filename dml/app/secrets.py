@@ -16,16 +16,16 @@ _INSTEAD = "set WANDB_API_KEY in the environment, or run `wandb login`"
 
 
 def secrets_in(node: Any, key: str = "") -> Iterator[str]:
-    """A line for every text in a config that has the name or the value of a secret; never the secret itself."""
+    """A line for every value in a config that has the name or the value of a secret; never the secret itself."""
     if isinstance(node, dict | list):
         for name, value in node.items() if isinstance(node, dict) else enumerate(node):
             yield from secrets_in(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(node, str) and node:
+    elif (text := str(node)) and node is not None and not isinstance(node, bool):
         values = [value for kept in _KEPT if len(value := os.environ.get(kept, "")) >= 8]
         named = _NAME.search(key.rpartition(".")[2])
-        set_there = key.startswith("hydra.overrides.") and _SET.search(node)
-        if named or set_there or any(value in node for value in values):
-            name = node.partition("=")[0].lstrip("+") if set_there else key
+        set_there = key.startswith("hydra.overrides.") and _SET.search(text)
+        if named or set_there or any(value in text for value in values):
+            name = text.partition("=")[0].lstrip("+") if set_there else key
             yield f"{name} holds a secret, and configs are written into files: {_INSTEAD}"
 
 

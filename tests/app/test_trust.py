@@ -212,7 +212,7 @@ def test_no_pickle_runs_wherever_a_file_is_read(finished, tmp_path):
 def test_a_secret_in_a_config_is_refused_by_key(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     config = {"a": {"api_key": "x"}, "b": [f"key {SECRET}"], "c": {"token": None, "class_token": "x"}, "d": "ok",
-              "wandb_api_key": "y", "e": {"password": "z"}}  # fmt: skip
+              "wandb_api_key": "y", "e": {"password": 12345}}  # fmt: skip
     lines = list(secrets_in(config))
     assert [line.split()[0] for line in lines] == ["a.api_key", "b.0", "wandb_api_key", "e.password"]
     assert not any(SECRET in line for line in lines)
