@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -130,7 +130,7 @@ class Case:
     """A loss of its name with its oracle; for the memory, with two batches in it."""
 
     def __init__(self, name: str, batch: Given) -> None:
-        self.remembered = None
+        self.sees = lambda x: x.double()  # all whose distances count
         file, _, inner = name.partition(", ")
         if name == "cross_entropy":
             torch.manual_seed(0)
@@ -150,6 +150,7 @@ class Case:
             self.loss = CrossBatchMemory(loss=self.loss, size=len(x), start_step=0, embedding_dim=x.shape[1])
             self.loss = self.loss.double() if x.dtype == torch.float64 else self.loss
             self.loss(earlier, y)
+            self.sees = lambda x: torch.cat([x.double(), earlier.double()])
             self.oracle = lambda x, y: plain(torch.cat([x, earlier.double()]), torch.cat([y, y]), anchors=len(y))
 
 
@@ -171,8 +172,14 @@ def test_every_loss_is_here():
     assert files == {name.partition(",")[0] for name in LOSSES}
 
 
+# What was wrong once: squares beyond float32 and below it, broken samples outside of all pairs, labels of 32 bits.
 @pytest.mark.parametrize("name", LOSSES)
 @given(batch=BATCHES)
+@example(batch=Given(8, 3, scale=20))
+@example(batch=Given(8, 3, scale=-20))
+@example(batch=Given(5, 2, labels="one other", broken=torch.inf, seed=0))
+@example(batch=Given(9, 3, labels="three classes", broken=torch.nan, seed=5))
+@example(batch=Given(8, 3, names=torch.int32))
 def test_any_batch(name, batch):
     x, y = batch.make()
     case = Case(name, batch)
@@ -189,6 +196,9 @@ def test_any_batch(name, batch):
     if expected.abs() > 0.99 * torch.finfo(value.dtype).max:
         assert not value.isfinite()
         return
+    if "nra" in name and any(high - low < 1e-5 * high for low, high in oracles.nra_ranges(case.sees(x))):
+        assert gradient.isfinite().all() or x.dtype == torch.float16
+        return  # a range of rounding alone: rank 0 and no gradient, as test_nra.py has it
     # What rounding may do to the result, it does to that of slightly moved embeddings too: much, at a tie or a kink.
     reference, slack = reference_gradient(name, batch, x, y), 1e-6 if value.dtype == torch.float32 else 1e-13
     g = torch.Generator().manual_seed(batch.seed)
@@ -198,6 +208,9 @@ def test_any_batch(name, batch):
     allowed = 10 * spread + 100 * slack * expected.abs() + slack
     if name.endswith("0.3"):
         allowed += 10 * slack**0.3  # the slope of equation 10 is infinite at ranks 0 and 1
+    if "triplet" in name:
+        # The difference of two squares as large as these.
+        allowed += 3 * slack * torch.cdist(case.sees(x), case.sees(x)).square().max().item()
     assert (value - expected).abs() <= allowed, (value, expected)
     if x.dtype == torch.float16:
         assert not gradient.isnan().any()  # beyond 65,504 it is infinite

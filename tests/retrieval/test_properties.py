@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from dml.retrieval import ranks as counting
@@ -151,6 +151,8 @@ def test_any_search(batch, data):
     backend=st.sampled_from(BACKENDS),
     k=st.integers(1, 12),
 )
+@example(Given(9, 2, scale=-20), ("tensor",) * 2, ("int64",) * 2, True, {"recall"}, "ranks", 1)  # were not normalised
+@example(Given(9, 2), ("big endian",) * 2, ("backwards",) * 2, True, {"map"}, "ranks", 1)
 def test_any_evaluation(batch, forms, labels, normalize, names, backend, k):
     q, y, g, g_labels = batch.make()
     if g is not None:
