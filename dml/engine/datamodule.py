@@ -56,7 +56,9 @@ def worker_died(error: BaseException | None) -> bool:
     PyTorch says so at once by a signal, wherever this process then is; but more than half of the times a connection
     that breaks is noticed first.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error raised again may be its own context's cause
+        seen.add(id(error))
         if "DataLoader worker (pid" in str(error):
             return True
         frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
