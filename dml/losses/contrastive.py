@@ -58,7 +58,7 @@ class ContrastiveLoss(nn.Module):
         found: list[Tensor] = []
         for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
             start = int(rows[0]) if anchors is None else 0  # a pair once
-            squared = matmul(x[rows], -2 * x[start:]).add_(norms[start:]).add_(norms[rows, None])
+            squared = matmul(x[rows], -2 * x[start:], norms[start:]).add_(norms[rows, None])
             # What rounding leaves in question is in, and so is NaN.
             near = ~(squared > self.margin**2 + slack[rows, None]) | (labels[rows, None] == labels[start:])
             row, column = near.nonzero().unbind(1)

@@ -90,7 +90,7 @@ def _densely(x: Tensor, labels: Tensor, anchors: int | None) -> Extremes:
         return Extremes(anchor, *_exactly(x, labels, anchor))
     self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
     own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
-    key = matmul(own, -2 * centred).add_(norms)
+    key = matmul(own, -2 * centred, norms)
     # Farthest positive, nearest negative, farthest and nearest: the least of each row of a quarter.
     keys = torch.stack([-key, key, -key, key]).masked_fill_(torch.stack([~same | self_, same, self_, self_]), torch.inf)
     slack = _rounding(x) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
@@ -118,13 +118,13 @@ class _Proposals:
         self.place = torch.empty_like(self.order)
         self.place[self.order] = torch.arange(m, device=x.device)
         self.minus_twice = F.pad(-2 * self.x, (0, 0, 0, -m % _CHUNK))
+        self.add = F.pad(self.norms, (0, -m % _CHUNK))
 
     def __call__(self, x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         m, own = len(self.x), self.place[anchor]
         low, high = int(self.start[self.labels[own[0]]]), int(self.stop[self.labels[own[-1]]])
         # The squared distances less what is the same in a row, |anchor|^2.
-        key = matmul(self.x[own], self.minus_twice)
-        key[:, :m] += self.norms
+        key = matmul(self.x[own], self.minus_twice, self.add)
         slack = _rounding(self.x) * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
         key[:, m:] = -torch.inf
         farthest = _least(-key, slack)

@@ -64,7 +64,7 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
-        dtype, largest = embeddings.dtype, max(abs(float(end)) for end in embeddings.detach().aminmax())
+        dtype, largest = embeddings.dtype, float(torch.linalg.vector_norm(embeddings.detach(), torch.inf))
         if dtype == torch.float32 and not 1 / _SCALE < largest < _SCALE and embeddings.device.type != "mps":
             embeddings = embeddings.double()
         value = forward(self, embeddings, labels, **given)

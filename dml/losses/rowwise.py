@@ -161,7 +161,7 @@ def _blocks(x: Tensor, anchors: int | None = None) -> Iterator[_Block]:
     small = is_small(x)
     for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
         if not small:
-            squared = matmul(centred[rows], minus_twice).add_(norms).add_(norms[rows, None])
+            squared = matmul(centred[rows], minus_twice, norms).add_(norms[rows, None])
             i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)
             if len(i) * 16 <= squared.numel():
                 for part in pair_blocks(x, i):

@@ -8,16 +8,22 @@ it is much, and by the differences in the end. Where items are searched among ea
 columns.
 """
 
+import functools
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dml.products import full_float32
 from dml.retrieval.tiles import Place, Side, Tile, above, between, rounding, similarities, squared_distances
 
-_TILE = {"cpu": 1536, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
+_TILE = {"cpu": 1280, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
+_WORKERS = 16  # tiles at the same time, at most; each has some buffers of its size
 _AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
 _MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
 
@@ -42,6 +48,7 @@ def positive_counts(query_labels: np.ndarray, gallery_labels: np.ndarray | None 
     return np.where(classes[place] == query_labels, sizes[place], 0) - (gallery_labels is None)
 
 
+@torch.inference_mode()
 def positive_ranks(
     queries: Tensor,
     query_labels: np.ndarray,
@@ -73,14 +80,26 @@ def positive_ranks(
     g = Side(gallery, gallery_labels, gallery_labels, place)
     q = g if among_others else Side(queries, query_labels, gallery_labels, place)
     step = _TILE.get(gallery.device.type, 1024)
-    rows = [_Rows(q, g, slice(at, at + step), nearest_only) for at in range(0, len(q), step)]
+    workers = min(torch.get_num_threads(), _WORKERS) if gallery.device.type == "cpu" else 1
     columns = [slice(at, at + step) for at in range(0, len(g), step)]
-    tiles = [(r, c) for r in range(len(rows)) for c in range(r if among_others else 0, len(columns))]
-    for r, c in tiles[share[0] :: share[1]]:
+
+    @torch.inference_mode()
+    def rows_from(at: int) -> _Rows:
+        return _Rows(q, g, slice(at, at + step), nearest_only)
+
+    @torch.inference_mode()
+    def count(r: int, c: int) -> None:
         tile = Tile(q, g, rows[r].items, columns[c])
         rows[r].count(tile)
         if among_others and c > r:
             rows[c].count(tile.turned())
+
+    # Tiles at the same time: much of what is done around a product is too small to be shared out by itself.
+    own = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
+    with full_float32(), ThreadPoolExecutor(workers, initializer=own) as pool:
+        rows = list(pool.map(rows_from, range(0, len(q), step)))
+        tiles = [(r, c) for r in range(len(rows)) for c in range(r if among_others else 0, len(columns))]
+        deque(pool.map(count, *zip(*tiles[share[0] :: share[1]], strict=True)), maxlen=0)
     before = add_up(np.concatenate([block.before[block.real].numpy(force=True) for block in rows]))
     positives = np.concatenate([block.real.sum(dim=1).numpy(force=True) for block in rows])
     return _in_order(q.index.numpy(force=True), positives, before)
@@ -110,6 +129,7 @@ class _Rows:
         # What is no positive asks for more than any similarity.
         self.threshold[~self.real] = torch.inf
         self.before = torch.zeros(self.real.shape, dtype=torch.int64, device=q.x.device)
+        self.adding = Lock()  # tiles of the same rows are counted at the same time
 
     def _few(self) -> Iterator[slice]:
         for at in range(self.items.start, self.items.stop, 128):
@@ -164,7 +184,8 @@ class _Rows:
             undecided = possibly - surely
             if int(undecided.sum()) <= _MANY * len(self.real) * s.shape[1]:
                 break
-        self.before[some] += surely
+        with self.adding:
+            self.before[some] += surely
         for line, positive in _parts(undecided.nonzero(), s.shape[1]):
             which, column = between(s[line], nearest[line, positive, None], nearer[line, positive, None])
             row = some[line]
@@ -172,7 +193,8 @@ class _Rows:
             squared, than = self._squared(query[which], item), self._squared(query, candidate)[which]
             lower = self.g.index[item] < self.g.index[candidate[which]]
             before = (squared < than) | ((squared == than) & lower)
-            self.before.index_put_((row[which], positive[which]), before.long(), accumulate=True)
+            with self.adding:
+                self.before.index_put_((row[which], positive[which]), before.long(), accumulate=True)
 
     def _squared(self, query: Tensor, item: Tensor) -> Tensor:
         """Squared distances [v] of queries [v] and items of the gallery [v], exact."""

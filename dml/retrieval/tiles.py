@@ -86,9 +86,9 @@ class Side:
 def similarities(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
     """-|q - g|^2 / 2 of some queries and some of the gallery by a product of that precision: [rows, columns]."""
     single = dtype == torch.float32
-    s = matmul(q.moved[rows], g.moved[columns]) if single else q.exact(rows) @ g.exact(columns).T
+    a, b = (q.moved[rows], g.moved[columns]) if single else (q.exact(rows), g.exact(columns))
+    s = matmul(a, b, (g.norm[columns].square() / -2).to(dtype))
     s -= (q.norm[rows, None].square() / 2).to(dtype)
-    s -= (g.norm[columns].square() / 2).to(dtype)
     return s
 
 
