@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
-from dml.report.runs import Group, Run, group_runs, read_runs
+from dml.report.runs import Group, Run, group_runs, read_runs, unfinished
 from dml.report.tables import as_csv, latex, layout, markdown, table2
 
 ALPHA = "loss.alpha"
@@ -36,6 +36,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(text)
     if len(runs) > (counted := sum(map(len, groups.values()))):
         print(f"\n{len(runs) - counted} runs repeat a seed of another and were not counted.")
+    if open_ends := unfinished(chosen.folders):
+        print(f"\n{len(open_ends)} runs are not finished and were not counted; the first: {open_ends[0]}")
     out.mkdir(parents=True, exist_ok=True)
     files = {"table.md": text + "\n", "table.csv": as_csv(groups), "table.tex": latex(table) + "\n"}
     for name, content in files.items():

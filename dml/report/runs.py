@@ -1,4 +1,4 @@
-"""Reading finished runs: their metrics.json, never anything else."""
+"""Reading finished runs: their metrics.json, and of others only that they are there."""
 
 import difflib
 import json
@@ -68,6 +68,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is not the metrics.json of a run: {error!r}") from error
     return runs
+
+
+def unfinished(folders: Sequence[Path]) -> list[Path]:
+    """Runs in or below the folders that have begun (config.yaml) and not ended."""
+    begun = {file.parent for folder in folders for file in folder.resolve().rglob("config.yaml")}
+    ended = ("metrics.json", "evaluation.json")
+    return sorted(run for run in begun if run.name != ".hydra" and not any((run / name).is_file() for name in ended))
 
 
 def _by_number(file: Path) -> list[tuple[int, str]]:

@@ -35,6 +35,17 @@ def test_repeated_seeds_are_said(tmp_path, write_run, capsys):
     assert "1 runs repeat a seed of another and were not counted" in capsys.readouterr().out
 
 
+def test_runs_that_are_not_finished_are_said(tmp_path, write_run, capsys):
+    write_run("0")
+    main([str(tmp_path)])
+    assert "not finished" not in capsys.readouterr().out
+    (tmp_path / "1" / ".hydra").mkdir(parents=True)
+    for name in ("0/config.yaml", "1/config.yaml", "1/.hydra/config.yaml"):
+        (tmp_path / name).touch()
+    main([str(tmp_path)])
+    assert f"1 runs are not finished and were not counted; the first: {tmp_path / '1'}" in capsys.readouterr().out
+
+
 def test_mistakes_are_one_line(tmp_path, write_run):
     with pytest.raises(SystemExit, match="no finished run"):
         main([str(tmp_path)])
