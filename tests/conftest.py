@@ -1,12 +1,16 @@
-"""One thread for the whole suite, and how many examples the property tests try.
+"""One thread for the whole suite, Ctrl-C as in a terminal, and how many examples the property tests try.
 
 Threads gain nothing on tensors this small, and waiting for each other they crawl on a busy machine.
 """
+
+import signal
 
 import faiss
 import torch
 from hypothesis import HealthCheck, settings
 
+# A shell has its background jobs ignore Ctrl-C; the tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 faiss.omp_set_num_threads(1)
 
