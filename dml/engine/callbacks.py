@@ -45,7 +45,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state with what the validation has found."""
-        self._between_steps(trainer, write=True)
+        if not trainer.sanity_checking:
+            self._between_steps(trainer, write=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on a signal need not wait."""
