@@ -194,7 +194,7 @@ def test_any_batch(name, batch):
         return
     expected = case.oracle(x, y)
     if expected.abs() > 0.99 * torch.finfo(value.dtype).max:
-        assert not value.isfinite()
+        assert not value.isfinite() or expected.abs() < 1.01 * torch.finfo(value.dtype).max
         return
     if "nra" in name and any(high - low < 1e-5 * high for low, high in oracles.nra_ranges(case.sees(x))):
         assert gradient.isfinite().all() or x.dtype == torch.float16
@@ -216,7 +216,9 @@ def test_any_batch(name, batch):
         assert not gradient.isnan().any()  # beyond 65,504 it is infinite
         return
     assert gradient.isfinite().all(), gradient
-    if batch.kind not in SMOOTH:
+    # A memory holds the batch with its coordinates rolled: the same zeros, and the same numbers on a line.
+    doubled = name.startswith("memory") and (batch.kind == "zero rows" or batch.d == 1)
+    if batch.kind not in SMOOTH or doubled:
         return  # equal distances: what their members get is a matter of rounding
     spread = max((reference_gradient(name, batch, each, y) - reference).norm() for each in moved)
     least = 1e-2 if x.dtype == torch.bfloat16 else 1000 * slack
