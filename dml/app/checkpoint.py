@@ -30,7 +30,8 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{key}={path} does not exist")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: who asks for the step of a checkpoint does not read its weights.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever its unpickler or its zip reader meets
         raise ValueError(
             f"{key}={path} cannot be read as a checkpoint (truncated, or another kind of file): "

@@ -35,7 +35,7 @@ def _method(loss: dict[str, Any]) -> str:
 def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
     """All that decides a result, for tables and for whoever compares two of them."""
     config = built.model.config
-    step = torch.load(chosen, map_location="cpu", weights_only=True)["global_step"] if chosen else steps
+    step = torch.load(chosen, map_location="cpu", weights_only=True, mmap=True)["global_step"] if chosen else steps
     pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
     packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
     versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
