@@ -19,12 +19,17 @@ from benchmarks.measure import by_turns, extra_memory, in_process, timed
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.npair import NPairLoss
-from dml.losses.nra import NRALoss, transfer
+from dml.losses.nra import NRALoss
 from dml.losses.triplet import TripletLoss
 from dml.products import matmul
 
 Case = Callable[[Tensor, Tensor], Tensor]
 PER_CLASS = 4
+
+
+def plain_transfer(r: Tensor, alpha: float) -> Tensor:
+    """Eq. 10 as one writes it."""
+    return torch.where(r < 0.5, 0.5 * (2 * r) ** alpha, 1 - 0.5 * (2 - 2 * r) ** alpha)
 
 
 def plain_nra(x: Tensor, labels: Tensor, alpha: float = 4.0, epsilon: float = 1e-4) -> Tensor:
@@ -36,7 +41,7 @@ def plain_nra(x: Tensor, labels: Tensor, alpha: float = 4.0, epsilon: float = 1e
     span = d.amax(dim=1) - least
     positive = d.masked_fill(~same | self_, -torch.inf).amax(dim=1)
     negative = d.masked_fill(same, torch.inf).amin(dim=1)
-    s_positive, s_negative = (1 - transfer((each - least) / span, alpha) for each in (positive, negative))
+    s_positive, s_negative = (1 - plain_transfer((each - least) / span, alpha) for each in (positive, negative))
     return -(torch.log(s_positive + epsilon) + torch.log(1 - s_negative + epsilon)).mean()
 
 

@@ -1,6 +1,8 @@
 """The few entries of each row of the distance matrix that eq. 6 and 7 of the NRA paper ask for."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,39 +15,44 @@ _DENSE = 512  # embeddings up to which few large operations beat many that leave
 _MANY = 32  # members of a row in question from which all distances are computed instead
 _CHUNK = 128  # columns whose least entry is looked at before any of them
 
-
-class Extremes(NamedTuple):
-    """For each valid anchor, the batch indices [v] of the four members that eq. 6 and 7 ask for."""
-
-    anchor: Tensor
-    farthest_positive: Tensor
-    nearest_negative: Tensor
-    farthest: Tensor
-    nearest: Tensor
+# Everything below comes in the order farthest, nearest negative, farthest positive, nearest, or only the two in the
+# middle. Each is the member with the least distance, or the least of minus the distance.
+_SIGNS = (-1, 1, -1, 1)
+_T = TypeVar("_T")
 
 
 @torch.no_grad()
-def extremes(x: Tensor, labels: Tensor, anchors: int | None = None) -> Extremes:
+def extremes(
+    x: Tensor, labels: Tensor, anchors: int | None = None, *, of_classes_only: bool = False
+) -> tuple[Tensor, Tensor]:
     """Find the extremes of each row of the distance matrix, without a graph, in blocks of rows.
 
     A valid anchor has a positive and a negative in the batch. Ties go to the lower index. Of `anchors` embeddings only,
     the first ones, if that is given.
     O(m^2 d) time, O(m d + block) memory. The result is that of exact distances: a matrix product proposes all members
     that its rounding leaves in question, and differences decide between them.
+
+    Returns:
+        Batch indices: the valid anchors [v], and in rows [4, v] the farthest member of the batch, the nearest negative,
+        the farthest positive and the nearest member of each; of_classes_only: the two in the middle alone, [2, v].
     """
     if len(x) <= _DENSE:
-        return _densely(x, labels, anchors)
+        return _densely(x, labels, anchors, of_classes_only)
     _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
     valid = _valid(sizes[own[:anchors]], len(x))
-    find = _exactly
-    if _fits((x - x.mean(dim=0)).square().sum(dim=1)):
-        # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
-        valid = valid[own[valid].argsort(stable=True)]
-        find = _Proposals(x, own, sizes)
-    found = [(rows, *find(x, own, rows)) for rows in row_blocks(x, valid)] or [(valid,) * 5]
-    columns = [torch.cat(column) for column in zip(*found, strict=True)]
-    order = columns[0].argsort()
-    return Extremes(*(column[order] for column in columns))
+    # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
+    valid = valid[own[valid].argsort(stable=True)]
+    find: Callable[[Tensor], Tensor] = functools.partial(_exactly, x, own, of_classes_only=of_classes_only)
+    if _fits((x - x.mean(dim=0)).square().sum(dim=1).max()):
+        find = _Proposals(x, own, sizes, of_classes_only)
+    none = valid.new_empty(len(_wanted(_SIGNS, of_classes_only)), 0)
+    members = torch.cat([none, *(find(rows) for rows in row_blocks(x, valid))], dim=1)
+    order = valid.argsort()
+    return valid[order], members[:, order]
+
+
+def _wanted(four: tuple[_T, _T, _T, _T], of_classes_only: bool) -> list[_T]:
+    return list(four[1:3] if of_classes_only else four)
 
 
 def _valid(sizes: Tensor, m: int) -> Tensor:
@@ -53,10 +60,10 @@ def _valid(sizes: Tensor, m: int) -> Tensor:
     return ((sizes > 1) & (sizes < m)).nonzero()[:, 0]
 
 
-def _fits(norms: Tensor) -> bool:
-    """Whether squared distances neither overflow nor vanish, by the squared norms around the mean; no for NaN."""
-    largest, limits = float(norms.max()), torch.finfo(norms.dtype)
-    return 8 * limits.tiny / limits.eps < largest < limits.max / 8
+def _fits(largest: Tensor) -> bool:
+    """Whether squared distances neither overflow nor vanish, by the largest squared norm around the mean; NaN: no."""
+    limits = torch.finfo(largest.dtype)
+    return 8 * limits.tiny / limits.eps < float(largest) < limits.max / 8
 
 
 def _deciding(x: Tensor) -> Tensor:
@@ -64,49 +71,51 @@ def _deciding(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def _exactly(x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Farthest positive, nearest negative, farthest and nearest [b] of the anchors [b], from all distances."""
+def _left_out(same: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Masks [b, m] of what can be none of the four, by the mask of the anchors' [b] classes."""
+    self_ = anchor[:, None] == torch.arange(same.shape[1], device=same.device)
+    return self_, same, ~same | self_, self_
+
+
+def _exactly(x: Tensor, labels: Tensor, anchor: Tensor, *, of_classes_only: bool) -> Tensor:
+    """The extremes [4 or 2, b] of the anchors [b], from all distances."""
     x = _deciding(x)
     d = exact_distances(x[anchor], x)
-    same = labels[anchor, None] == labels[None, :]
-    self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
-    return (
-        d.masked_fill(~same | self_, -torch.inf).argmax(dim=1),
-        d.masked_fill(same, torch.inf).argmin(dim=1),
-        d.masked_fill(self_, -torch.inf).argmax(dim=1),
-        d.masked_fill(self_, torch.inf).argmin(dim=1),
-    )
+    masks = _left_out(labels[anchor, None] == labels, anchor)
+    pairs = zip(_wanted(_SIGNS, of_classes_only), _wanted(masks, of_classes_only), strict=True)
+    return torch.stack([(sign * d).masked_fill_(mask, torch.inf).argmin(dim=1) for sign, mask in pairs])
 
 
-def _densely(x: Tensor, labels: Tensor, anchors: int | None) -> Extremes:
-    """The same for few embeddings: all four entries of all rows at once, in few operations."""
+def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool) -> tuple[Tensor, Tensor]:
+    """The same for few embeddings: all entries of all rows at once, in few operations."""
     same = labels[:anchors, None] == labels
     anchor = _valid(same.sum(dim=1), len(x))
     if not len(anchor):
-        return Extremes(*[anchor] * 5)
+        return anchor, anchor.new_empty(len(_wanted(_SIGNS, of_classes_only)), 0)
     centred = x - x.mean(dim=0)
     norms = centred.square().sum(dim=1)
-    if not _fits(norms):
-        return Extremes(anchor, *_exactly(x, labels, anchor))
-    self_ = anchor[:, None] == torch.arange(len(x), device=x.device)
-    own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
-    key = matmul(own, -2 * centred, norms)
-    # Farthest positive, nearest negative, farthest and nearest: the least of each row of a quarter.
-    keys = torch.stack([-key, key, -key, key]).masked_fill_(torch.stack([~same | self_, same, self_, self_]), torch.inf)
-    slack = _rounding(x) * (norms[anchor].sqrt() + norms.max().sqrt()).square()
+    largest = norms.max()
+    if not _fits(largest):
+        return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
+    key = matmul(centred.index_select(0, anchor), -2 * centred, norms)
+    keys = torch.stack([key if sign > 0 else -key for sign in _wanted(_SIGNS, of_classes_only)])
+    masks = _left_out(same.index_select(0, anchor), anchor)
+    keys.masked_fill_(torch.stack(_wanted(masks, of_classes_only)), torch.inf)
+    slack = _rounding(x) * (norms[anchor].sqrt() + largest.sqrt()).square()
     near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])
     row, column = near.flatten(0, 1).nonzero().unbind(1)
-    if len(row) > _MANY * 4 * len(anchor):
-        return Extremes(anchor, *_exactly(x, labels, anchor))
-    sign = torch.tensor([-1, 1, -1, 1], device=x.device).repeat_interleave(len(anchor))
-    return Extremes(anchor, *_decide(x, anchor.repeat(4), row, column, sign).chunk(4))
+    if len(row) > _MANY * len(keys) * len(anchor):
+        return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
+    return anchor, _decide(x, anchor, row, column, of_classes_only)
 
 
 class _Proposals:
     """Finds the same as `_exactly`, in about the time of the matrix product."""
 
-    def __init__(self, x: Tensor, labels: Tensor, sizes: Tensor) -> None:
+    def __init__(self, x: Tensor, labels: Tensor, sizes: Tensor, of_classes_only: bool) -> None:
         m = len(x)
+        self.otherwise = functools.partial(_exactly, x, labels, of_classes_only=of_classes_only)
+        self.given, self.of_classes_only = x, of_classes_only
         self.order = labels.argsort(stable=True)
         x = x[self.order]
         # Around its mean the batch has the smallest norms, and with them the smallest rounding errors.
@@ -120,33 +129,41 @@ class _Proposals:
         self.minus_twice = F.pad(-2 * self.x, (0, 0, 0, -m % _CHUNK))
         self.add = F.pad(self.norms, (0, -m % _CHUNK))
 
-    def __call__(self, x: Tensor, labels: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def __call__(self, anchor: Tensor) -> Tensor:
+        """The extremes [4 or 2, b] of the anchors [b], which come in the order of their classes."""
         m, own = len(self.x), self.place[anchor]
         low, high = int(self.start[self.labels[own[0]]]), int(self.stop[self.labels[own[-1]]])
         # The squared distances less what is the same in a row, |anchor|^2.
         key = matmul(self.x[own], self.minus_twice, self.add)
         slack = _rounding(self.x) * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
-        key[:, m:] = -torch.inf
-        farthest = _least(-key, slack)
-        key[:, m:] = torch.inf
-
-        rows = torch.arange(len(own), device=x.device)
+        rows = torch.arange(len(own), device=key.device)
         same = self.labels[own, None] == self.labels[None, low:high]
         other = ~same
         other[rows, own - low] = True
-        positive = _least((-key[:, low:high]).masked_fill_(other, torch.inf), slack)
+        band = (-key[:, low:high]).masked_fill_(other, torch.inf)
+        positive = _near(band, band, slack, first=low)
+
+        farthest = nearest = None
+        if not self.of_classes_only:
+            key[:, m:] = -torch.inf
+            farthest = _near(key, _minima(key, -1), slack, -1)
+        key[:, m:] = torch.inf
         key[rows, own] = torch.inf
-        nearest = _least(key, slack)
+        minima = _minima(key)
+        if not self.of_classes_only:
+            nearest = _near(key, minima, slack)
         key[:, low:high].masked_fill_(same, torch.inf)
-        negative = _least(key, slack)
-        if positive is None or negative is None or farthest is None or nearest is None:
-            return _exactly(x, labels, anchor)  # too many members at nearly one distance
-        return (
-            _decide(x, anchor, positive[0], self.order[positive[1] + low], -1),
-            _decide(x, anchor, negative[0], self.order[negative[1]], 1),
-            _decide(x, anchor, farthest[0], self.order[farthest[1]], -1),
-            _decide(x, anchor, nearest[0], self.order[nearest[1]], 1),
-        )
+        changed = slice(low // _CHUNK, -(-high // _CHUNK))
+        minima[:, changed] = _minima(key[:, changed.start * _CHUNK : changed.stop * _CHUNK])
+        negative = _near(key, minima, slack)
+
+        proposed = _wanted((farthest, negative, positive, nearest), self.of_classes_only)
+        found = [near for near in proposed if near is not None]
+        if len(found) < len(proposed):
+            return self.otherwise(anchor)  # too many members at nearly one distance
+        row = torch.cat([near[0] + i * len(own) for i, near in enumerate(found)])
+        column = self.order[torch.cat([near[1] for near in found])]
+        return _decide(self.given, anchor, row, column, self.of_classes_only)
 
 
 def _rounding(x: Tensor) -> float:
@@ -154,35 +171,42 @@ def _rounding(x: Tensor) -> float:
     return (x.shape[1] + 4) * torch.finfo(x.dtype).eps
 
 
-def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, sign: Tensor | int) -> Tensor:
-    """Of the columns proposed for each row, at least one, that at the least sign * distance to its anchor [r]: [r]."""
-    chosen = torch.empty_like(anchor)
+def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, of_classes_only: bool) -> Tensor:
+    """The extremes [4 or 2, b] of the anchors [b] among the columns proposed for each, in rows of [4 or 2, b] flat."""
+    signs = torch.tensor(_wanted(_SIGNS, of_classes_only), device=x.device)
+    chosen = torch.empty(len(signs) * len(anchor), dtype=torch.int64, device=x.device)
     chosen[row] = column
-    if len(row) > len(anchor):
-        several = (row.bincount(minlength=len(anchor))[row] > 1).nonzero()[:, 0]
+    if len(row) > len(chosen):
+        several = (row.bincount(minlength=len(chosen))[row] > 1).nonzero()[:, 0]
         row, column = row[several], column[several]
+        own = anchor[row % len(anchor)]
         parts = [
-            torch.linalg.vector_norm(_deciding(x[anchor[row[i]]]) - _deciding(x[column[i]]), dim=1)
-            for i in pair_blocks(x, row)
+            torch.linalg.vector_norm(_deciding(x[own[i]]) - _deciding(x[column[i]]), dim=1) for i in pair_blocks(x, row)
         ]
-        d = (sign if isinstance(sign, int) else sign[row]) * torch.cat(parts)
-        least = d.new_full((len(anchor),), torch.inf).scatter_reduce_(0, row, d, "amin")
+        d = signs[row // len(anchor)] * torch.cat(parts)
+        least = d.new_full((len(chosen),), torch.inf).scatter_reduce_(0, row, d, "amin")
         # Of equals the lower index.
         column = column.masked_fill(d > least[row], len(x))
         chosen.scatter_reduce_(0, row, column, "amin", include_self=False)
-    return chosen
+    return chosen.view(len(signs), -1)
 
 
-def _least(key: Tensor, slack: Tensor) -> tuple[Tensor, Tensor] | None:
-    """(row, column) of the entries within slack [b] of the least of their row; None if they are very many."""
-    b, width = key.shape
-    # Minima without their places take a tenth of argmin's time; where there are no whole chunks, each entry is one.
-    least = key.view(b, -1, _CHUNK).amin(dim=2) if width % _CHUNK == 0 else key
-    limit = least.amin(dim=1) + slack
-    row, chunk = torch.nonzero(least <= limit[:, None], as_tuple=True)
-    if len(row) > _MANY * b:
+def _minima(key: Tensor, sign: int = 1) -> Tensor:
+    """The least entry of sign * key in every chunk of a row; without its place it takes a tenth of argmin's time."""
+    chunks = key.view(len(key), -1, _CHUNK)
+    return chunks.amin(dim=2) if sign > 0 else chunks.amax(dim=2).neg_()
+
+
+def _near(key: Tensor, minima: Tensor, slack: Tensor, sign: int = 1, first: int = 0) -> tuple[Tensor, Tensor] | None:
+    """(row, column) of the entries of sign * key within slack [b] of the least of their row; None if very many.
+
+    By the minima of equal parts of the rows. Columns are counted from `first`.
+    """
+    limit = minima.amin(dim=1) + slack
+    row, part = torch.nonzero(minima <= limit[:, None], as_tuple=True)
+    if len(row) > _MANY * len(key):
         return None
-    size = width // least.shape[1]
-    members = chunk[:, None] * size + torch.arange(size, device=key.device)
-    near, place = torch.nonzero(key[row[:, None], members] <= limit[row, None], as_tuple=True)
-    return (row[near], members[near, place]) if len(near) <= _MANY * b else None
+    size = key.shape[1] // minima.shape[1]
+    columns = part[:, None] * size + torch.arange(size, device=key.device)
+    near, place = torch.nonzero(sign * key[row[:, None], columns] <= limit[row, None], as_tuple=True)
+    return (row[near], columns[near, place] + first) if len(near) <= _MANY * len(key) else None

@@ -1,31 +1,27 @@
 """Nonlinear rank approximation, the loss of Schall, Barthel, Hezel and Jung (2019), arXiv:1909.09427."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dml.losses.extremes import extremes
 from dml.losses.pairwise import distance_to, full_precision, require, zero
 
 
-def transfer(r: Tensor, alpha: float) -> Tensor:
-    """The transfer function w(r; alpha) of eq. 10, elementwise for ranks r in [0, 1].
+def transfer(r: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """The transfer function w(r; alpha) of eq. 10 and its slope in r, elementwise for ranks r in [0, 1].
 
-    Its gradient at r = 0 and r = 1 is finite also for alpha < 1, where the formula's is infinite: it is 0 there.
+    For alpha < 1 the slope at r = 0 and r = 1 is infinite by the formula; it is 0 here.
     """
-    low = r < 0.5
-    # Each branch sees only its own half, and the ends leave the power where its slope is infinite: an unused
-    # infinity would still become NaN in the gradient.
-    base = 2 * torch.where(low, r, 1 - r)
+    base = 2 * torch.minimum(r, 1 - r)
+    half = 0.5 * base.pow(alpha)
+    slope = alpha * base.pow(alpha - 1)
     if alpha < 1:
-        end = base == 0
-        power = base.masked_fill(end, 1).pow(alpha).masked_fill(end, 0)
-    else:
-        power = base.pow(alpha)
-    half = 0.5 * power
-    return torch.where(low, half, 1 - half)
+        slope.masked_fill_(base == 0, 0)
+    return torch.where(r < 0.5, half, 1 - half), slope
 
 
 class NRALoss(nn.Module):
@@ -64,21 +60,11 @@ class NRALoss(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar; of the first `anchors` rows as anchors only, if that is given."""
-        found = extremes(embeddings, labels, anchors)
-        if len(found.anchor) == 0:
+        anchor, members = extremes(embeddings, labels, anchors)
+        if len(anchor) == 0:
             return zero(embeddings)
-        # Only these four entries of each row decide the loss, so only they are computed with gradient: [v] each.
-        others = torch.stack([found.farthest_positive, found.nearest_negative, found.farthest, found.nearest])
-        d, d_max, d_min = distance_to(embeddings, found.anchor, others).split((2, 1, 1))
-        if self.detach_range:
-            d_max, d_min = d_max.detach(), d_min.detach()
-        span = d_max - d_min
-        # Over infinity the rank is 0 and so is its gradient. Of rounding alone it would be as large as 1 / eps.
-        flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
-        rank = _into_range((d - d_min) / span.masked_fill(flat, torch.inf))
-        w_positive, w_negative = transfer(rank, self.alpha)
-        # s = 1 - w by eq. 12.
-        return -(torch.stack([1 - w_positive, w_negative]) + self.epsilon).log().sum() / len(found.anchor)
+        # Only these four entries of each row decide the loss, so only they are computed with gradient.
+        return _J.apply(distance_to(embeddings, anchor, members), self.alpha, self.epsilon, self.detach_range)
 
     @torch.no_grad()
     def diagnose(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -86,17 +72,51 @@ class NRALoss(nn.Module):
 
         Embeddings [m, d] in full precision, labels [m]; empty where no anchor is valid.
         """
-        found = extremes(embeddings, labels)
-        if len(found.anchor) == 0:
+        anchor, members = extremes(embeddings, labels)
+        if len(anchor) == 0:
             return {}
-        others = torch.stack([found.farthest_positive, found.nearest_negative, found.farthest, found.nearest])
-        d, d_max, d_min = distance_to(embeddings, found.anchor, others).split((2, 1, 1))
-        rank = (d - d_min) / (d_max - d_min)  # NaN, 0/0, has no slope either
-        slope = self.alpha * (2 * torch.minimum(rank, 1 - rank)).pow(self.alpha - 1)
+        slope = transfer(_ranks(distance_to(embeddings, anchor, members))[0], self.alpha)[1]
         return {"saturated_ranks": 1 - ((slope >= 0.01) & slope.isfinite()).float().mean()}  # at infinity it is 0
 
 
-def _into_range(rank: Tensor) -> Tensor:
-    # Mining and recomputing may round differently, so a rank can leave the [0, 1] of eq. 8 by an ulp. The value is
-    # clamped, the gradient is not: clamp would drop it at exactly 0 and 1, where the extremes are.
-    return rank + (rank.clamp(0, 1) - rank).detach()
+class _J(torch.autograd.Function):
+    """J of eq. 13 of the distances [4, v] of `extremes`, with its gradient found along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, alpha: float, epsilon: float, detach_range: bool) -> Tensor:
+        ranks, span = _ranks(d)
+        # A similarity is s = 1 - w(r) by eq. 12, which is w(1 - r), so both summands of eq. 13 look the same.
+        w, slope = transfer(ranks, alpha)
+        w += epsilon
+        # By what is above each span of ranks - the farthest, the negative - and, with a minus, by what is below it.
+        by_rank = slope / (w * (-d.shape[1] * span))
+        by_d = torch.cat([by_rank, -by_rank])
+        if detach_range:
+            by_d[::3] = 0
+        else:
+            by_range = (by_rank * ranks).sum(dim=0)
+            by_d[0] -= by_range
+            by_d[3] += by_range
+        ctx.save_for_backward(by_d)
+        return w.log().sum() / -d.shape[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradient, None, None, None
+
+
+def _ranks(d: Tensor) -> tuple[Tensor, Tensor]:
+    """1 - r of the farthest positives and r of the nearest negatives [2, v] by eq. 8, and D_max - D_min [v].
+
+    Of the distances [4, v] of `extremes`. Where they are all equal the ranks are 0, by a range that is infinite, so
+    that nothing follows from them: of rounding alone the gradient would be as large as 1 / eps.
+    """
+    d_max, d_min = d[0], d[3]
+    span = d_max - d_min
+    flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
+    span.masked_fill_(flat, torch.inf)
+    # D_max - D_ip and D_in - D_min; mining and recomputing may round differently, so a rank can be off by an ulp.
+    ranks = ((d[:2] - d[2:]) / span).clamp_(0, 1)
+    ranks[0].masked_fill_(flat, 1)
+    return ranks, span

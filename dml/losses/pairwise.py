@@ -64,7 +64,7 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
-        dtype, largest = embeddings.dtype, float(torch.linalg.vector_norm(embeddings.detach(), torch.inf))
+        dtype, largest = embeddings.dtype, float(torch.stack(embeddings.detach().aminmax()).abs().max())
         if dtype == torch.float32 and not 1 / _SCALE < largest < _SCALE and embeddings.device.type != "mps":
             embeddings = embeddings.double()
         value = forward(self, embeddings, labels, **given)
@@ -135,21 +135,18 @@ class _DistanceTo(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, others: Tensor) -> Tensor:
         d = torch.empty(others.shape, dtype=x.dtype, device=x.device)
-        kept = None
         for part in pair_blocks(x, others.T):
-            kept = differences(x, anchor[part], others[:, part])
-            d[:, part] = torch.linalg.vector_norm(kept, dim=2)
-        ctx.save_for_backward(x, anchor, others, d, kept if kept is not None and kept.shape[1] == len(anchor) else None)
+            torch.linalg.vector_norm(differences(x, anchor[part], others[:, part]), dim=2, out=d[:, part])
+        ctx.save_for_backward(x, anchor, others, d)
         return d
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, anchor, others, d, kept = ctx.saved_tensors
+        x, anchor, others, d = ctx.saved_tensors
         weight = (gradient / d).masked_fill_(d == 0, 0)
-        if kept is None:
-            return pull(torch.zeros_like(x), x, anchor, others, weight), None, None
-        return add_pulls(torch.zeros_like(x), anchor, others, kept * weight[..., None]), None, None
+        # Differences are made anew: where they fit the cache that takes less time than to bring them back.
+        return pull(torch.zeros_like(x), x, anchor, others, weight), None, None
 
 
 def pair_blocks(x: Tensor, pairs: Tensor) -> Iterator[slice]:
@@ -167,14 +164,10 @@ def pull(into: Tensor, x: Tensor, anchor: Tensor, others: Tensor, weight: Tensor
     """Take weight [k, v] * (x[others] - x[anchor]) from rows `anchor` [v] of `into`; if both, add it to `others`."""
     for part in pair_blocks(x, others.T):
         pulls = differences(x, anchor[part], others[:, part]).mul_(weight[:, part, None])
-        add_pulls(into, anchor[part], others[:, part], pulls, both=both)
+        into.index_add_(0, anchor[part], pulls.sum(dim=0), alpha=-1)
+        if both:
+            into.index_add_(0, others[:, part].flatten(), pulls.flatten(0, 1))
     return into
-
-
-def add_pulls(into: Tensor, anchor: Tensor, others: Tensor, pulls: Tensor, *, both: bool = True) -> Tensor:
-    """Take the pulls [k, v, d] from the rows `anchor` [v] of `into`; if both, add them to the rows `others` [k, v]."""
-    into.index_add_(0, anchor, pulls.sum(dim=0), alpha=-1)
-    return into.index_add_(0, others.flatten(), pulls.flatten(0, 1)) if both else into
 
 
 def distance_to(x: Tensor, anchor: Tensor, others: Tensor) -> Tensor:

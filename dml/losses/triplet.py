@@ -52,11 +52,10 @@ class TripletLoss(nn.Module):
         return sum_over_rows(embeddings, functools.partial(mined, labels), anchors) / count
 
     def _hard(self, embeddings: Tensor, labels: Tensor, anchors: int | None) -> Tensor:
-        found = extremes(embeddings, labels, anchors)
-        if len(found.anchor) == 0:
+        anchor, members = extremes(embeddings, labels, anchors, of_classes_only=True)
+        if len(anchor) == 0:
             return zero(embeddings)
-        others = torch.stack([found.farthest_positive, found.nearest_negative])
-        d_positive, d_negative = distance_to(embeddings, found.anchor, others)
+        d_negative, d_positive = distance_to(embeddings, anchor, members)
         return (d_positive.square() - d_negative.square() + self.margin).clamp_min(0).mean()
 
     def _semi_hard(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
