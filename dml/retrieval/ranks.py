@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from dml.products import full_float32
-from dml.retrieval.tiles import Place, Side, Tile, above, between, rounding, similarities, squared_distances
+from dml.retrieval.tiles import Place, Side, Tile, compare, parts, rounding, similarities, squared_distances
 
 _TILE = {"cpu": 1280, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
 _WORKERS = 16  # tiles at the same time, at most; each has some buffers of its size
-_AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
 _MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
 
 
@@ -126,8 +125,6 @@ class _Rows:
         found = [self._positives(rows, width, most) for rows in self._few()]
         self.candidate, self.threshold, self.rounding = (torch.cat(each) for each in zip(*found, strict=True))
         self.real = self.threshold > -torch.inf
-        # What is no positive asks for more than any similarity.
-        self.threshold[~self.real] = torch.inf
         self.before = torch.zeros(self.real.shape, dtype=torch.int64, device=q.x.device)
         self.adding = Lock()  # tiles of the same rows are counted at the same time
 
@@ -173,38 +170,29 @@ class _Rows:
             return
         for dtype in (torch.float32, torch.float64):
             s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
-            nearer, nearest = (self.threshold + slack).to(dtype), (self.threshold - slack).to(dtype)
-            some = torch.arange(len(s), device=s.device)
-            if nearest.shape[1] == 1:
+            lower, upper, real = (self.threshold - slack).to(dtype), (self.threshold + slack).to(dtype), self.real
+            rows = torch.arange(len(s), device=s.device)
+            if real.shape[1] == 1:
                 # Most rows hold nothing as near as the nearest positive; nearly all something as near as the farthest.
-                near = (s.amax(dim=1) > nearest[:, 0]).nonzero()[:, 0]
+                near = (real & (s.amax(dim=1, keepdim=True) > lower)).nonzero()[:, 0]
                 if len(near) * 4 <= len(s):
-                    s, nearer, nearest, some = s[near], nearer[near], nearest[near], near
-            surely, possibly = above(s, torch.cat([nearer, nearest], dim=1)).chunk(2, dim=1)
-            undecided = possibly - surely
-            if int(undecided.sum()) <= _MANY * len(self.real) * s.shape[1]:
+                    s, lower, upper, real, rows = s[near], lower[near], upper[near], real[near], near
+            found = compare(s, lower, upper, real)
+            if found.open <= _MANY * self.real.numel() * s.shape[1]:
                 break
         with self.adding:
-            self.before[some] += surely
-        for line, positive in _parts(undecided.nonzero(), s.shape[1]):
-            which, column = between(s[line], nearest[line, positive, None], nearer[line, positive, None])
-            row = some[line]
+            self.before[rows] += found.above
+        for line, positive, which, column in found.parts:
+            row = rows[line]
             item, candidate, query = column + tile.columns.start, self.candidate[row, positive], row + self.items.start
             squared, than = self._squared(query[which], item), self._squared(query, candidate)[which]
-            lower = self.g.index[item] < self.g.index[candidate[which]]
-            before = (squared < than) | ((squared == than) & lower)
+            lower_index = self.g.index[item] < self.g.index[candidate[which]]
+            before = (squared < than) | ((squared == than) & lower_index)
             with self.adding:
                 self.before.index_put_((row[which], positive[which]), before.long(), accumulate=True)
 
     def _squared(self, query: Tensor, item: Tensor) -> Tensor:
         """Squared distances [v] of queries [v] and items of the gallery [v], exact."""
         q, g, pairs = self.q, self.g, torch.stack([query, item], dim=1)
-        parts = [squared_distances(q.x[q.index[a]], g.x[g.index[b]]) for a, b in _parts(pairs, q.x.shape[1])]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64, device=query.device)
-
-
-def _parts(pairs: Tensor, each: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Columns of the pairs [v, 2], some at a time, where one takes `each` entries."""
-    for part in pairs.split(max(1, _AT_ONCE // each)):
-        if len(part):
-            yield part[:, 0], part[:, 1]
+        found = [squared_distances(q.x[q.index[a]], g.x[g.index[b]]) for a, b in parts(pairs, q.x.shape[1])]
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.float64, device=query.device)

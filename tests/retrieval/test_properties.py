@@ -101,15 +101,19 @@ def ranking(q, g):
     return order, distances
 
 
-@given(batch=BATCHES, tile=st.sampled_from([7, 32, 1536]), few=st.sampled_from([0, 8]), parts=st.integers(1, 4))
-def test_any_ranks(batch, tile, few, parts):
+WAYS = st.sampled_from([(0.25, 8), (np.inf, 8), (-1, 8), (-1, 0)])
+
+
+@given(batch=BATCHES, tile=st.sampled_from([7, 32, 1536]), way=WAYS, parts=st.integers(1, 4))
+def test_any_ranks(batch, tile, way, parts):
     q, y, g, g_labels = batch.make()
     order, _ = ranking(q, g)
     expected = oracle.ranks(order, y, y if g is None else g_labels)
     tensors = [None if each is None else torch.from_numpy(each) for each in (q, g)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_TILE", {"cpu": tile})
-        patch.setattr(tiles, "_FEW", few)
+        patch.setattr(tiles, "_LISTED", way[0])
+        patch.setattr(tiles, "_FEW", way[1])
         for nearest in (False, True):
             wanted = [each[:1] if nearest else each for each in expected]
             sums = []

@@ -23,12 +23,16 @@ def counted(queries, query_labels, gallery=None, gallery_labels=None, **given):
     return positive_ranks(x, query_labels, g, gallery_labels, **given)
 
 
-@pytest.fixture(params=["whole", "tiles", "sorted tiles", "searched"])
+@pytest.fixture(params=["whole", "tiles", "listed tiles", "counted tiles", "sorted tiles", "searched"])
 def ranked(request, monkeypatch):
-    """Each way to the ranks: one tile, many, many whose rows are sorted, and FAISS."""
+    """Each way to the ranks: one tile, many, many all of one kind, and FAISS."""
     if request.param != "whole":
         monkeypatch.setattr(counting, "_TILE", {"cpu": 32})
-        monkeypatch.setattr(counting, "_AT_ONCE", 5000)
+        monkeypatch.setattr(tiles, "_AT_ONCE", 5000)
+    if request.param == "listed tiles":
+        monkeypatch.setattr(tiles, "_LISTED", np.inf)
+    if request.param in ("counted tiles", "sorted tiles"):
+        monkeypatch.setattr(tiles, "_LISTED", -1)
     if request.param == "sorted tiles":
         monkeypatch.setattr(tiles, "_FEW", 0)
     return searched_ranks if request.param == "searched" else counted
@@ -135,17 +139,26 @@ def test_norms_that_float64_rounds_are_told_apart(ranked):
     assert_ranks(ranked(np.zeros((1, 2048), np.float32), labels[:1], gallery, labels), [[2]])
 
 
-@pytest.mark.parametrize("few", [0, 8])
-def test_entries_at_an_edge_are_counted_once(monkeypatch, few):
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("listed", "few"), [(np.inf, 8), (-1, 8), (-1, 0)])
+def test_entries_at_an_edge_are_counted_once(monkeypatch, listed, few, turned):
+    monkeypatch.setattr(tiles, "_LISTED", listed)
     monkeypatch.setattr(tiles, "_FEW", few)
     rng = np.random.default_rng(0)
-    s, low = (torch.from_numpy(rng.integers(-3, 4, shape).astype(np.float32)) for shape in ((5, 40), (5, 1)))
-    high = low + torch.arange(5)[:, None]
-    surely, possibly = tiles.above(s, torch.cat([high, low], dim=1)).unbind(1)
-    assert surely.tolist() == (s > high).sum(dim=1).tolist()
-    row, column = tiles.between(s, low, high)
-    assert row.bincount(minlength=5).tolist() == (possibly - surely).tolist()
-    assert ((s > low) & (s <= high))[row, column].all()
+    s = torch.from_numpy(rng.integers(-3, 4, (5, 40)).astype(np.float32))
+    s = s.T.contiguous().T if turned else s
+    lower = torch.tensor([[2, 0, -2], [1, 1, -1], [3, -4, -torch.inf], [-torch.inf] * 3, [0, -1, -torch.inf]])
+    upper = lower + torch.tensor([[0], [1], [2], [0], [4]])
+    real = lower > -torch.inf
+    found = tiles.compare(s, lower, upper, real)
+    assert torch.equal(found.above[real], (s[:, None] > upper[..., None]).sum(dim=2)[real])
+    open_ = (s[:, None] > lower[..., None]) & (s[:, None] <= upper[..., None]) & real[..., None]
+    assert found.open == open_.sum()
+    again = torch.zeros_like(open_)
+    for row, edge, which, column in found.parts:
+        again[row[which], edge[which], column] = True
+        assert len(which) == len(column)
+    assert torch.equal(again, open_)
 
 
 def test_positives_beyond_the_depth_come_last():
