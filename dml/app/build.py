@@ -97,13 +97,15 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         "gallery": dataset(source.gallery),
     }
     cached = _cache(cfg, source.name, [part for part in parts.values() if part is not None], transforms.decode)
+    light = cached and not transforms.draws_globally
     data = RetrievalData(
         **parts,
         labels=source.train.labels,
         sampler=make({**cfg.sampler, "_partial_": True}),
         seed=cfg.seed,
         eval_batch_size=cfg.loader.eval_batch_size,
-        workers=_workers(cfg, source.train, cached),
+        workers=_workers(cfg, source.train, light),
+        reads_ahead=light,
     )
     no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation else {}
     backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
@@ -168,11 +170,11 @@ def _decoders(cfg: DictConfig) -> int:
     return cores() if cfg.loader.workers is None else cfg.loader.workers
 
 
-def _workers(cfg: DictConfig, train: Records, cached: bool) -> int:
-    """Loader processes: what the user wants, else none for images in memory, few for cached ones, or all cores."""
+def _workers(cfg: DictConfig, train: Records, light: bool) -> int:
+    """Loader processes: what the user wants, else none for images in memory or only to be copied, or all cores."""
     if cfg.loader.workers is not None:
         return cfg.loader.workers
-    return 0 if isinstance(train.images, np.ndarray) else min(2 if cached else 8, cores())
+    return 0 if light or isinstance(train.images, np.ndarray) else min(8, cores())
 
 
 def build_loggers(cfg: DictConfig, folder: Path, wandb_run: str | None = None) -> list[Logger]:

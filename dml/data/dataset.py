@@ -140,11 +140,12 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Records -> (image uint8 [3, H, W], label, index).
 
     An item is asked for by its index, or by (index, seed): then the random choices of the transform depend on
-    that seed alone, whichever worker or process makes them.
+    that seed alone, whichever worker, thread or process makes them.
 
     Args:
         records: the images.
-        transform: uint8 tensor [3, h, w] -> uint8 tensor [3, H, W] (or [crops, 3, H, W]).
+        transform: uint8 tensor [3, h, w] -> uint8 tensor [3, H, W] (or [crops, 3, H, W]); of an item with a seed it is
+            given a torch.Generator too, from which all its random choices have to come.
         decode: image and box, or None -> uint8 tensor [3, h, w]; None: decoding alone. A cache takes its place.
         crop_to_box: cut every image to its bounding box.
 
@@ -155,7 +156,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     def __init__(
         self,
         records: Records,
-        transform: Callable[[Tensor], Tensor],
+        transform: Callable[..., Tensor],
         *,
         decode: Callable[[Path | np.ndarray, Box | None], Tensor] | None = None,
         crop_to_box: bool = False,
@@ -180,16 +181,10 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
     def __getitem__(self, item: Any) -> tuple[Tensor, int, int]:
         """The transformed image, its label and its index."""
+        index, given = item, []
         if isinstance(item, tuple):
-            index, seed = item
-            # As torch.random.fork_rng and torch.manual_seed do, for the CPU only: those take longer than an image.
-            state = torch.get_rng_state()
-            torch.default_generator.manual_seed(seed)
-            try:
-                return self._get(index)
-            finally:
-                torch.set_rng_state(state)
-        return self._get(item)
+            index, given = item[0], [torch.Generator().manual_seed(item[1])]
+        return self.transform(self.decode(*self.to_decode(index)), *given), int(self.records.labels[index]), index
 
     def to_decode(self, index: int) -> tuple[Path | np.ndarray, Box | None]:
         """What an item is decoded from: its image, and its box if it is cut to one."""
@@ -199,6 +194,3 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             left, top, right, bottom = self.records.boxes[index].tolist()
             box = left, top, right, bottom
         return self.records.images[index], box
-
-    def _get(self, index: int) -> tuple[Tensor, int, int]:
-        return self.transform(self.decode(*self.to_decode(index))), int(self.records.labels[index]), index

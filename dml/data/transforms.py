@@ -22,6 +22,10 @@ class Transforms:
     A crop is a view and a mirror image one copy, so that reading from a cache costs little more than copying the crop.
     The random draws are those of torchvision's v2.RandomCrop and v2.RandomHorizontalFlip.
 
+    Attributes:
+        draws_globally: `train` uses torch's global generator for a while, also where it is given another, as
+            torchvision's transforms know no other: not to be called by a thread beside others.
+
     Args:
         size: side of the square that the network sees, in pixels.
         resize: to how many pixels the side that `resize_side` names is brought first.
@@ -84,16 +88,24 @@ class Transforms:
             fill=fill,
         )
         self._moves = bool(degrees or translate or scale)
+        self.draws_globally = self._moves or train_crop == "random_resized"
 
-    def train(self, image: Tensor) -> Tensor:
-        """A training image [3, h, w] from `decode` -> [3, size, size], at random."""
+    def train(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A training image [3, h, w] from `decode` -> [3, size, size], at random; None: by the global generator."""
+        if generator is None or not self.draws_globally:
+            return self._train(image, generator)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator.get_state())
+            return self._train(image, None)
+
+    def _train(self, image: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.train_crop == "random_resized":
             image = _from_pillow(self._random_resized(_to_pillow(image)))
         elif self.train_crop == "random":
-            image = self._random_crop(image)
+            image = self._random_crop(image, generator)
         else:
             image = self._center(image, self.size, self.size)
-        if self.flip and torch.rand(1) < 0.5:
+        if self.flip and torch.rand(1, generator=generator) < 0.5:
             image = image.flip(2)
         return _from_pillow(self._affine(_to_pillow(image))) if self._moves else image
 
@@ -106,12 +118,13 @@ class Transforms:
         large = self._center(image, max(self.size, image.shape[1]), max(self.size, image.shape[2]))
         return torch.stack(v2.functional.ten_crop(large, [self.size, self.size]))
 
-    def _random_crop(self, image: Tensor) -> Tensor:
+    def _random_crop(self, image: Tensor, generator: torch.Generator | None) -> Tensor:
         corner = []
         for length in image.shape[1:]:
             # Where the image is too small, it lies anywhere in the crop, whole.
             low, high = min(0, length - self.size), max(0, length - self.size)
-            corner.append(low + int(torch.randint(0, high - low + 1, size=())) if high > low else 0)
+            drawn = int(torch.randint(0, high - low + 1, size=(), generator=generator)) if high > low else 0
+            corner.append(low + drawn)
         return self._window(image, corner[0], corner[1], self.size, self.size)
 
     def _center(self, image: Tensor, height: int, width: int) -> Tensor:

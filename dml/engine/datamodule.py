@@ -3,11 +3,14 @@
 import hashlib
 import os
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler, Subset, dataloader, default_collate
 
@@ -44,6 +47,30 @@ def stack(items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
     return [images.movedim(-1, -3), labels, indices]
 
 
+class ReadingAhead(DataLoader):
+    """A loader without processes, whose next two batches are read by a thread while a step is at work.
+
+    For images that cost little more than copying them: what a process reads it has to hand over, which takes longer.
+    """
+
+    def __iter__(self) -> Any:
+        batches = super().__iter__()  # here, as it draws from this thread's generator
+        return _ahead(batches, torch.cuda.current_device() if self.pin_memory else None)
+
+
+def _ahead(batches: Iterator[Any], device: int | None) -> Iterator[Any]:
+    def begin() -> None:
+        torch.set_num_threads(1)  # the step has the others
+        if device is not None:
+            torch.cuda.set_device(device)
+
+    with ThreadPoolExecutor(1, "reading ahead", begin) as reader:
+        coming = deque(reader.submit(next, batches, None) for _ in range(2))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(reader.submit(next, batches, None))
+            yield batch
+
+
 def cores() -> int:
     """How many this process may use."""
     # What the scheduler lets this process use, where the system can tell; the machine may have many more.
@@ -78,6 +105,8 @@ class RetrievalData(pl.LightningDataModule):
         seed: of the batches and of the images' random choices.
         eval_batch_size: images per validation or test batch.
         workers: loader processes.
+        reads_ahead: without any, a thread reads the next batches; only for transforms that draw from the generator that
+            they are given.
     """
 
     def __init__(
@@ -92,12 +121,13 @@ class RetrievalData(pl.LightningDataModule):
         seed: int,
         eval_batch_size: int,
         workers: int,
+        reads_ahead: bool = False,
     ) -> None:
         super().__init__()
         self._train, self._validation, self._test, self._gallery = train, validation, test, gallery
         self._labels, self._sampler_factory, self._seed = labels, sampler, seed
         self._eval_batch_size = eval_batch_size
-        self._workers = workers
+        self._workers, self._reads_ahead = workers, reads_ahead
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None
 
@@ -124,15 +154,8 @@ class RetrievalData(pl.LightningDataModule):
                 )
             self._sampler.load_state_dict(state)
             self._resumed = None
-        return DataLoader(
-            self._train,
-            batch_sampler=_SeededBatches(self._sampler, self._seed),
-            collate_fn=stack,
-            num_workers=self._workers,
-            persistent_workers=self._workers > 0,
-            worker_init_fn=in_data_worker,
-            pin_memory=self._on_gpu(),
-        )
+        batches = _SeededBatches(self._sampler, self._seed)
+        return self._loader(self._train, batch_sampler=batches, persistent_workers=self._workers > 0)
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation images; no loader when nothing is validated."""
@@ -146,9 +169,17 @@ class RetrievalData(pl.LightningDataModule):
         """Of what the sampler draws from."""
         return hashlib.sha256(np.ascontiguousarray(self._labels, dtype="<i8").tobytes()).hexdigest()[:12]
 
-    def _on_gpu(self) -> bool:
+    def _loader(self, dataset: Any, **given: Any) -> DataLoader:
         assert self.trainer is not None
-        return self.trainer.strategy.root_device.type == "cuda"
+        kind = ReadingAhead if self._reads_ahead and not self._workers else DataLoader
+        return kind(
+            dataset,
+            collate_fn=stack,
+            num_workers=self._workers,
+            worker_init_fn=in_data_worker,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            **given,
+        )
 
     def _in_order(self, dataset: Any) -> DataLoader:
         assert self.trainer is not None
@@ -157,14 +188,7 @@ class RetrievalData(pl.LightningDataModule):
             # Every rank its share, without the padding of DistributedSampler: nothing is seen twice. Only a rank that
             # would have none takes another's first, which counts once: one that evaluates nothing is waited for.
             dataset = Subset(dataset, range(rank % len(dataset), len(dataset), ranks))
-        return DataLoader(
-            dataset,
-            batch_size=self._eval_batch_size,
-            collate_fn=stack,
-            num_workers=self._workers,
-            worker_init_fn=in_data_worker,
-            pin_memory=self._on_gpu(),
-        )
+        return self._loader(dataset, batch_size=self._eval_batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state, by the batches trained on: workers have asked it for more than that."""

@@ -178,7 +178,7 @@ class _Rows:
                 if len(near) * 4 <= len(s):
                     s, lower, upper, real, rows = s[near], lower[near], upper[near], real[near], near
             found = compare(s, lower, upper, real)
-            if found.open <= _MANY * self.real.numel() * s.shape[1]:
+            if found.open <= _MANY * len(self.real) * s.shape[1]:
                 break
         with self.adding:
             self.before[rows] += found.above

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from dml.data.dataset import ImageDataset, Records, Source, stratified_split
+from dml.data.transforms import Transforms
 
 
 def make_records(sizes, boxes=None, prefix="c", shape=(4, 4)):
@@ -145,7 +146,8 @@ def test_stratified_split():
     )
 
 
-CROP = v2.Compose([v2.RandomCrop(8), v2.RandomHorizontalFlip()])
+CROP = Transforms(size=8, resize=24).train
+TORCHVISION = Transforms(size=8, resize=24, train_crop="random_resized", degrees=30).train
 
 
 def noise(n=4):
@@ -167,8 +169,9 @@ def test_items_are_image_label_and_index():
         assert (label, own) == (index % 2, index) and type(label) is int
 
 
-def test_items_depend_on_their_seed_alone():
-    dataset = ImageDataset(noise(), CROP)
+@pytest.mark.parametrize("transform", [CROP, TORCHVISION])
+def test_items_depend_on_their_seed_alone(transform):
+    dataset = ImageDataset(noise(), transform)
     for index in range(4):
         crops = []
         for state in range(3):
@@ -196,7 +199,7 @@ def test_without_a_seed_the_global_state_decides():
 
 
 def test_the_global_state_survives_an_error():
-    dataset = ImageDataset(noise(), lambda image: torch.rand(1) + None)
+    dataset = ImageDataset(noise(), TORCHVISION, decode=lambda *_: torch.zeros(3, 9, 9))  # which Pillow cannot take
     torch.manual_seed(0)
     before = global_states()
     with pytest.raises(TypeError):

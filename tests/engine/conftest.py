@@ -59,9 +59,15 @@ def records(images: int, seed: int = 0) -> Records:
     return Records(pixels, np.arange(images) % 4, tuple("abcd"))
 
 
-def make_data(*, workers: int = 0, gallery: bool = False, validate: bool = True, seed: int = 5) -> RetrievalData:
-    """40 training images in batches of 2 x 4 (5 an epoch), 11 to validate, 9 to test, 6 in the gallery."""
-    transforms = Transforms(size=8, resize=8, resize_side="both", train_crop="center", degrees=30, translate=0.2)
+def make_data(
+    *, workers: int = 0, gallery: bool = False, validate: bool = True, seed: int = 5, light: bool = False, **given: Any
+) -> RetrievalData:
+    """40 training images in batches of 2 x 4 (5 an epoch), 11 to validate, 9 to test, 6 in the gallery.
+
+    light: training images are only cropped and mirrored, not turned.
+    """
+    changes: dict[str, Any] = {"resize": 12} if light else {"resize": 8, "train_crop": "center", "degrees": 30}
+    transforms = Transforms(size=8, resize_side="both", **changes, translate=0 if light else 0.2)
     train, test = transforms.train, transforms.test
     return RetrievalData(
         train=ImageDataset(records(40), train),
@@ -73,6 +79,7 @@ def make_data(*, workers: int = 0, gallery: bool = False, validate: bool = True,
         seed=seed,
         eval_batch_size=4,
         workers=workers,
+        **given,
     )
 
 

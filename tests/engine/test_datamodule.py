@@ -1,5 +1,7 @@
 """Batches depend on the seed alone: not on workers, not on processes, not on where a run was interrupted."""
 
+import threading
+
 import pytest
 import torch
 from torch.utils.data import SequentialSampler
@@ -13,7 +15,8 @@ def epoch(data, loader, number):
 
 
 def batches(workers=0, epochs=2, **given):
-    data = make_data(workers=workers, seed=given.pop("seed", 5))
+    of_data = {key: given.pop(key) for key in ("seed", "light", "reads_ahead") if key in given}
+    data = make_data(workers=workers, **of_data)
     attach(data, **given)
     loader = data.train_dataloader()
     return [batch for number in range(epochs) for batch in epoch(data, loader, number)]
@@ -29,6 +32,57 @@ def test_workers_change_neither_batches_nor_pixels():
     alone = batches()
     assert len(alone) == 10 and alone[0][0].shape == (8, 3, 8, 8) and alone[0][0].dtype == torch.uint8
     assert same(alone, batches(workers=2))
+
+
+def test_a_thread_that_reads_ahead_changes_neither_batches_nor_the_step():
+    expected = batches(light=True, epochs=1)
+    data = make_data(light=True, reads_ahead=True)
+    attach(data)
+    torch.manual_seed(7)
+    first = torch.rand(3)
+    torch.manual_seed(7)
+    found, drawn, loader = [], [], data.train_dataloader()
+    data.start_epoch(0)
+    for batch in loader:
+        found.append(batch)
+        torch.manual_seed(7)  # as a step does
+        for _ in range(2000):
+            drawn.append(torch.rand(3))
+            torch.manual_seed(7)
+    assert same(found, expected)
+    assert all(torch.equal(each, first) for each in drawn)
+
+
+def test_the_next_batches_are_read_while_a_step_is_at_work():
+    data = make_data(light=True, reads_ahead=True)
+    attach(data)
+    two_more = threading.Event()
+    read = data._train.decode
+
+    def decode(*given):
+        decode.images += 1
+        if decode.images == 3 * 8:
+            two_more.set()
+        return read(*given)
+
+    decode.images, data._train.decode = 0, decode
+    batches = iter(data.train_dataloader())
+    next(batches)
+    assert two_more.wait(60)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reading ahead")]
+
+
+def test_an_error_of_reading_ahead_is_raised_where_the_batch_is_asked_for():
+    data = make_data(light=True, reads_ahead=True)
+    attach(data)
+
+    def broken(*_):
+        raise ValueError("the image a.jpg cannot be read")
+
+    data._train.decode = broken
+    with pytest.raises(ValueError, match=r"a\.jpg"):
+        next(iter(data.train_dataloader()))
 
 
 def test_the_global_random_state_changes_nothing():
@@ -75,10 +129,10 @@ def test_the_ranks_share_the_test_images_without_padding():
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_the_state_counts_batches_trained_on(workers):
-    expected = batches()
-    data = make_data(workers=workers)
+@pytest.mark.parametrize(("workers", "reads_ahead"), [(0, False), (0, True), (2, False)])
+def test_the_state_counts_batches_trained_on(workers, reads_ahead):
+    expected = batches(light=True)
+    data = make_data(workers=workers, light=True, reads_ahead=reads_ahead)
     attach(data, processed=3)
     iterator = iter(data.train_dataloader())
     for _ in range(3):
@@ -88,7 +142,7 @@ def test_the_state_counts_batches_trained_on(workers):
     state = data.state_dict()
     assert (state["seed"], state["epoch"], state["position"]) == (5, 0, 3)
 
-    resumed = make_data(workers=2 - workers)
+    resumed = make_data(workers=2 - workers, light=True)
     attach(resumed)
     resumed.load_state_dict(state)
     loader = resumed.train_dataloader()
