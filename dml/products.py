@@ -13,11 +13,13 @@ def matmul(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
 
     Without gradient on a CPU.
     """
-    with full_float32(), torch.autocast(a.device.type, enabled=False):
+    with full_float32():
         if a.device.type == "cpu" and a.dtype == torch.float32 and len(a) and torch.backends.mkldnn.is_available():
-            # oneDNN's kernel, which takes half the time of MKL's on AMD; torch.compile emits the same call.
+            # oneDNN's kernel, which takes half the time of MKL's on AMD; torch.compile emits the same call. It knows
+            # no autocast.
             return torch.ops.mkldnn._linear_pointwise(a, b, add, "none", [], "")
-        return a @ b.T if add is None else torch.addmm(add, a, b.T)
+        with torch.autocast(a.device.type, enabled=False):
+            return a @ b.T if add is None else torch.addmm(add, a, b.T)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ INSIDE: dict[str, set[str]] = {
     **{part: {part} for part in PARTS},
     "losses": {"losses", "products"},
     "retrieval": {"retrieval", "products"},
+    "data": {"data", "whole_file"},
     "report": {"report"},
-    "engine": {"engine"},
-    "app": {*PARTS, "report", "engine", "app"},
+    "engine": {"engine", "whole_file"},
+    "app": {*PARTS, "report", "engine", "app", "whole_file"},
     "": {"app"},  # train.py and evaluate.py
 }
 # Library -> who may import it; the longest name that fits decides.

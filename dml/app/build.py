@@ -18,11 +18,11 @@ from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
 from dml.engine.callbacks import make_callbacks
+from dml.engine.checkpoint_io import WholeCheckpoints
 from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 from dml.engine.stop import StopSignals
-from dml.engine.whole_file import WholeCheckpoints
 
 # Keys of the data group that say how its training part is split and read; the others go to the
 # source's own function.

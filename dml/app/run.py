@@ -26,8 +26,8 @@ from dml.app.settings import Evaluation, Model
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
-from dml.engine.whole_file import write_whole
 from dml.report.figures import draw_embedding
+from dml.whole_file import write_whole
 
 # What Lightning says that no user could change, or that is not so here.
 for _noise in (

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from dml.data.cache import COLUMNS, alone, as_it_is, fingerprint
 from dml.data.dataset import Records, Source
 from dml.data.decode import Decode, load_image
+from dml.whole_file import write_whole
 
 
 def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, str]) -> tuple[Source, Records | None]:
@@ -75,9 +76,8 @@ def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: in
             with alone(where):
                 if not file.exists():
                     found = _try_all(images, workers, progress)
-                    part = file.with_suffix(".part")
-                    part.write_text(json.dumps({str(image): reason for image, reason in found.items()}, indent=2))
-                    part.replace(file)
+                    text = json.dumps({str(image): reason for image, reason in found.items()}, indent=2)
+                    write_whole(file, text.encode())
         return {Path(image): reason for image, reason in json.loads(file.read_text()).items()}
     except OSError as error:
         raise ValueError(f"data.cache_dir={folder}: {file} cannot be read or written ({error})") from error

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dml.data import decode as decoding
 from dml.data.dataset import ImageDataset
 from dml.data.decode import Box, Decode
+from dml.whole_file import whole_file
 
 Entry = tuple[Path, Box | None]  # an image, and what it is cut to
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -146,7 +147,7 @@ def as_it_is(item: Any) -> Any:
 
 
 def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, workers: int, progress: bool) -> None:
-    """Write the pixels of all entries into FILE.part, then rename it."""
+    """Write the pixels of all entries into the file."""
     images = _Decoded(entries, decode)
     some = range(0, len(entries), -(-len(entries) // 64))
     expected = int(len(entries) * sum(images[i].nbytes for i in some) / len(some))
@@ -157,24 +158,16 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
             f"{key} has not the room: the {len(entries):,} images take about {expected / 1e9:.2f} GB, "
             f"{free / 1e9:.2f} GB are free"
         )
-    part = file.with_suffix(".part")
     # Processes, as threads wait for each other; a generator of its own, as the run's must not notice whether it builds.
     loader = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator())
     table, offset = np.empty((len(entries), 3), dtype="<i8"), 0
-    try:
-        with part.open("wb") as out, Progress(*COLUMNS, disable=not progress) as bar:
-            task = bar.add_task("Caching images", total=len(entries))
-            for i, pixels in enumerate(loader):
-                table[i] = offset, *pixels.shape[:2]
-                offset += out.write(pixels.data)
-                bar.advance(task)
-            out.write(table.data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with whole_file(file) as out, Progress(*COLUMNS, disable=not progress) as bar:
+        task = bar.add_task("Caching images", total=len(entries))
+        for i, pixels in enumerate(loader):
+            table[i] = offset, *pixels.shape[:2]
+            offset += out.write(pixels.data)
+            bar.advance(task)
+        out.write(table.data)
 
 
 @contextmanager

@@ -97,9 +97,12 @@ def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bo
     largest = norms.max()
     if not _fits(largest):
         return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
-    key = matmul(centred.index_select(0, anchor), -2 * centred, norms)
+    own = centred
+    if len(anchor) < len(x):
+        own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
+    key = matmul(own, -2 * centred, norms)
     keys = torch.stack([key if sign > 0 else -key for sign in _wanted(_SIGNS, of_classes_only)])
-    masks = _left_out(same.index_select(0, anchor), anchor)
+    masks = _left_out(same, anchor)
     keys.masked_fill_(torch.stack(_wanted(masks, of_classes_only)), torch.inf)
     slack = _rounding(x) * (norms[anchor].sqrt() + largest.sqrt()).square()
     near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])

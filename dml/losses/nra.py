@@ -75,8 +75,8 @@ class NRALoss(nn.Module):
         anchor, members = extremes(embeddings, labels)
         if len(anchor) == 0:
             return {}
-        slope = transfer(_ranks(distance_to(embeddings, anchor, members))[0], self.alpha)[1]
-        return {"saturated_ranks": 1 - ((slope >= 0.01) & slope.isfinite()).float().mean()}  # at infinity it is 0
+        ranks, _ = _ranks(distance_to(embeddings, anchor, members))
+        return {"saturated_ranks": 1 - (transfer(ranks, self.alpha)[1] >= 0.01).float().mean()}
 
 
 class _J(torch.autograd.Function):

@@ -182,13 +182,12 @@ def _by_listing(s: Tensor, lower: Tensor, upper: Tensor, real: Tensor) -> Compar
     if turned:
         row, column = column, row
     above, left = np.empty(lower.shape, dtype=np.int64), []
+    low, high = (bound.T.contiguous().numpy() for bound in (lower, upper))
     # From the lowest edge to the highest, the list gets shorter.
-    for edge, (low, high) in reversed(
-        list(enumerate(zip(*(each.T.contiguous().numpy() for each in (lower, upper)), strict=True)))
-    ):
-        keep = np.flatnonzero(value > low.take(row))
+    for edge in reversed(range(lower.shape[1])):
+        keep = np.flatnonzero(value > low[edge].take(row))
         value, row, column = value.take(keep), row.take(keep), column.take(keep)
-        undecided = np.flatnonzero(value <= high.take(row))
+        undecided = np.flatnonzero(value <= high[edge].take(row))
         left.append(np.stack([row.take(undecided), np.full_like(undecided, edge), column.take(undecided)]))
         above[:, edge] = np.bincount(row, minlength=len(s)) - np.bincount(left[-1][0], minlength=len(s))
     row, edge, column = torch.from_numpy(np.concatenate(left, axis=1))

@@ -67,13 +67,18 @@ def test_images_in_memory_need_no_cache(tmp_path):
 def test_workers_by_where_the_images_are(tree, monkeypatch):
     from dml.app import build
 
-    def workers(*settings):
-        return build.build(composed("train", *settings)).data._workers
+    def workers(*settings, ahead=False):
+        data = build.build(composed("train", *settings)).data
+        assert data._reads_ahead == ahead
+        return data._workers
 
     images = (*SMALL, f"data.root={tree}")
     monkeypatch.setattr(build, "cores", lambda: 16)
     assert datamodule.cores() >= 1
     assert workers() == 0 and workers("loader.workers=3") == 3
     monkeypatch.setattr(build, "cache_images", lambda *_, **__: None)
-    assert workers(*images, "data.cache=disk") == 2
+    cached = (*images, "data.cache=disk")
+    # By a thread, unless torchvision draws.
+    assert workers(*cached, ahead=True) == 0 and workers(*cached, "loader.workers=1", ahead=True) == 1
+    assert workers(*cached, "transform.degrees=9") == 8 and workers(*cached, "transform.train_crop=random_resized") == 8
     assert workers(*images) == 8 and workers(*images, "loader.workers=0") == 0
