@@ -97,19 +97,19 @@ def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bo
     largest = norms.max()
     if not _fits(largest):
         return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
-    own = centred
+    own, own_norms = centred, norms
     if len(anchor) < len(x):
-        own, same = centred.index_select(0, anchor), same.index_select(0, anchor)
-    key = matmul(own, -2 * centred, norms)
-    keys = torch.stack([key if sign > 0 else -key for sign in _wanted(_SIGNS, of_classes_only)])
-    masks = _left_out(same, anchor)
-    keys.masked_fill_(torch.stack(_wanted(masks, of_classes_only)), torch.inf)
-    slack = _rounding(x) * (norms[anchor].sqrt() + largest.sqrt()).square()
+        own, own_norms, same = (each.index_select(0, anchor) for each in (centred, norms, same))
+    signs = x.new_tensor(_wanted(_SIGNS, of_classes_only))
+    keys = signs[:, None, None] * matmul(own, -2 * centred, norms)
+    for key, left_out in zip(keys, _wanted(_left_out(same, anchor), of_classes_only), strict=True):
+        key.masked_fill_(left_out, torch.inf)
+    slack = _rounding(x) * (own_norms.sqrt() + largest.sqrt()).square()
     near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])
     row, column = near.flatten(0, 1).nonzero().unbind(1)
     if len(row) > _MANY * len(keys) * len(anchor):
         return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
-    return anchor, _decide(x, anchor, row, column, of_classes_only)
+    return anchor, _decide(x, anchor, row, column, signs)
 
 
 class _Proposals:
@@ -166,7 +166,8 @@ class _Proposals:
             return self.otherwise(anchor)  # too many members at nearly one distance
         row = torch.cat([near[0] + i * len(own) for i, near in enumerate(found)])
         column = self.order[torch.cat([near[1] for near in found])]
-        return _decide(self.given, anchor, row, column, self.of_classes_only)
+        signs = key.new_tensor(_wanted(_SIGNS, self.of_classes_only))
+        return _decide(self.given, anchor, row, column, signs)
 
 
 def _rounding(x: Tensor) -> float:
@@ -174,9 +175,8 @@ def _rounding(x: Tensor) -> float:
     return (x.shape[1] + 4) * torch.finfo(x.dtype).eps
 
 
-def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, of_classes_only: bool) -> Tensor:
+def _decide(x: Tensor, anchor: Tensor, row: Tensor, column: Tensor, signs: Tensor) -> Tensor:
     """The extremes [4 or 2, b] of the anchors [b] among the columns proposed for each, in rows of [4 or 2, b] flat."""
-    signs = torch.tensor(_wanted(_SIGNS, of_classes_only), device=x.device)
     chosen = torch.empty(len(signs) * len(anchor), dtype=torch.int64, device=x.device)
     chosen[row] = column
     if len(row) > len(chosen):
