@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import multiprocessing
 import os
 import re
 import signal
@@ -101,8 +102,8 @@ def _devices(job: DictConfig, gpus: list[str]) -> int:
     return job.trainer.devices if isinstance(job.trainer.devices, int) and job.trainer.devices > 0 else len(gpus)
 
 
-class WorkersShareGpus(Callback):
-    """Give every worker of joblib GPUs of its own, which it keeps for all its jobs.
+class WorkerOfJoblib(Callback):
+    """Let a worker of joblib have loader processes, and GPUs of its own, which it keeps for all its jobs.
 
     The system frees a worker's place however the worker ends.
     """
@@ -111,8 +112,11 @@ class WorkersShareGpus(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Take the first free place, before anything touches a GPU."""
-        joblib = config.hydra.launcher._target_.endswith(".JoblibLauncher")
-        if not joblib or WorkersShareGpus._place is not None or not (gpus := _gpus(config)):
+        if not config.hydra.launcher._target_.endswith(".JoblibLauncher"):
+            return
+        if multiprocessing.get_start_method(allow_none=True) == "loky":  # a loader cannot start processes joblib's way
+            multiprocessing.set_start_method(None, force=True)
+        if WorkerOfJoblib._place is not None or not (gpus := _gpus(config)):
             return
         from dml.app.folder import take
 
@@ -121,7 +125,7 @@ class WorkersShareGpus(Callback):
             if take(lock):
                 break
             lock.close()
-        WorkersShareGpus._place = lock
+        WorkerOfJoblib._place = lock
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(share(place, _devices(config, gpus), gpus))
 
 

@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf, open_dict
 
 from dml.app import sweep
-from dml.app.sweep import SweepNamedByCommand, WorkersShareGpus, share
+from dml.app.sweep import SweepNamedByCommand, WorkerOfJoblib, share
 from tests.app.conftest import TRAIN, composed, train
 from tests.app.test_processes import end, start
 
@@ -75,10 +75,10 @@ def test_a_worker_keeps_its_gpu_and_frees_it_at_its_end(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
 
     def gpu_of_a_new_worker():
-        monkeypatch.setattr(WorkersShareGpus, "_place", None)
-        WorkersShareGpus().on_job_start(job)
-        WorkersShareGpus().on_job_start(job)  # its second job
-        return os.environ["CUDA_VISIBLE_DEVICES"], WorkersShareGpus._place
+        monkeypatch.setattr(WorkerOfJoblib, "_place", None)
+        WorkerOfJoblib().on_job_start(job)
+        WorkerOfJoblib().on_job_start(job)  # its second job
+        return os.environ["CUDA_VISIBLE_DEVICES"], WorkerOfJoblib._place
 
     (first, place), (second, _other) = gpu_of_a_new_worker(), gpu_of_a_new_worker()
     assert (first, second) == ("3", "5")
@@ -148,7 +148,7 @@ def test_a_search_maximises_the_validation_metric_and_goes_on(tmp_path):
 def test_workers_run_jobs_at_once_and_name_what_failed(tmp_path):
     finished = train(tmp_path / "0", "loss.alpha=4")
     alone = train(tmp_path / "alone", "loss.alpha=2")
-    command = (*TRAIN, "loss.alpha=4,-1,2", "hydra/launcher=workers", "hydra.launcher.n_jobs=2")
+    command = (*TRAIN, "loss.alpha=4,-1,2", "hydra/launcher=workers", "hydra.launcher.n_jobs=2", "loader.workers=1")
     code, out, err = end(start("train.py", "-m", *command, f"hydra.sweep.dir={tmp_path}"))
     assert code == 1 and "Traceback" not in err
     assert re.findall("Job . failed: [^:]*", err) == ["Job 1 failed: loss.alpha=-1 is not possible"]
@@ -160,7 +160,7 @@ def test_workers_run_jobs_at_once_and_name_what_failed(tmp_path):
 def assert_goes_on(folder, launcher):
     """Two jobs of which one is finished: that one stays, the other is run."""
     finished = train(folder / "0", "seed=0")
-    sweep = ("seed=0,1", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}")
+    sweep = ("seed=0,1", f"hydra/launcher={launcher}", f"hydra.sweep.dir={folder}", "loader.workers=1")
     code, _, err = end(start("train.py", "-m", *TRAIN, *sweep))
     assert code == 0, err
     assert metrics_of(folder / "0") == finished.metrics != metrics_of(folder / "1")
