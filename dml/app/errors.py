@@ -23,19 +23,28 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     def wrapper(cfg: DictConfig) -> Any:
         try:
             return run(cfg)
-        except Exception as error:
+        except Exception as caught:
+            error = _not_hidden(caught)
             if (
                 not isinstance(error, ValueError | NonFiniteLossError)
                 and not worker_died(error)
                 and not _is_full(error)
             ):
-                raise
+                if error is caught:
+                    raise
+                raise error from None
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 # The others go on; Hydra itself tells only of the first that failed, and at the end.
                 print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
             raise CompactHydraException(_message(error)) from error
 
     return wrapper
+
+
+def _not_hidden(error: Exception) -> Exception:
+    # Lightning's clean-up asks a loader that could not start for its length, and that error hides why it could not.
+    hidden = error.__context__
+    return hidden if "iter(combined_loader)" in str(error) and isinstance(hidden, Exception) else error
 
 
 def _is_full(error: Exception) -> bool:

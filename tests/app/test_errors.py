@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from hydra.errors import CompactHydraException
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from dml.app.errors import as_user_error
@@ -63,6 +63,16 @@ def test_all_problems_at_once(tmp_path):
         keys = [key.lstrip("+").partition("=")[0] for key in wrong if "." in key]
         assert len(lines) == len(keys), lines
         assert all(any(key in line for line in lines) for key in keys)
+
+
+@pytest.mark.parametrize("error", [OSError("too many processes"), ValueError("a mistake")])
+def test_why_a_loader_could_not_start_is_not_hidden(tmp_path, monkeypatch, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(DataLoader, "__iter__", fail)
+    with pytest.raises((OSError, CompactHydraException), match=str(error)):
+        train(tmp_path, run=as_user_error(run_train))
 
 
 def test_as_user_error_keeps_the_message_and_only_for_mistakes(tmp_path):
