@@ -42,9 +42,8 @@ def extremes(
     valid = _valid(sizes[own[:anchors]], len(x))
     # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
     valid = valid[own[valid].argsort(stable=True)]
-    find: Callable[[Tensor], Tensor] = functools.partial(_exactly, x, own, of_classes_only=of_classes_only)
-    if _fits((x - x.mean(dim=0)).square().sum(dim=1).max()):
-        find = _Proposals(x, own, sizes, of_classes_only)
+    proposals = _Proposals(x, own, sizes, of_classes_only)
+    find: Callable[[Tensor], Tensor] = proposals if _fits(proposals.largest) else proposals.otherwise
     none = valid.new_empty(len(_wanted(_SIGNS, of_classes_only)), 0)
     members = torch.cat([none, *(find(rows) for rows in row_blocks(x, valid))], dim=1)
     order = valid.argsort()
@@ -127,6 +126,7 @@ class _Proposals:
         self.stop = sizes.cumsum(0)
         self.start = self.stop - sizes
         self.norms = self.x.square().sum(dim=1)
+        self.largest = self.norms.max()
         self.place = torch.empty_like(self.order)
         self.place[self.order] = torch.arange(m, device=x.device)
         self.minus_twice = F.pad(-2 * self.x, (0, 0, 0, -m % _CHUNK))
@@ -138,7 +138,7 @@ class _Proposals:
         low, high = int(self.start[self.labels[own[0]]]), int(self.stop[self.labels[own[-1]]])
         # The squared distances less what is the same in a row, |anchor|^2.
         key = matmul(self.x[own], self.minus_twice, self.add)
-        slack = _rounding(self.x) * (self.norms[own].sqrt() + self.norms.max().sqrt()).square()
+        slack = _rounding(self.x) * (self.norms[own].sqrt() + self.largest.sqrt()).square()
         rows = torch.arange(len(own), device=key.device)
         same = self.labels[own, None] == self.labels[None, low:high]
         other = ~same

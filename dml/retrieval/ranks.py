@@ -170,14 +170,14 @@ class _Rows:
             return
         for dtype in (torch.float32, torch.float64):
             s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
-            lower, upper, real = (self.threshold - slack).to(dtype), (self.threshold + slack).to(dtype), self.real
+            lower, upper = (self.threshold - slack).to(dtype), (self.threshold + slack).to(dtype)
             rows = torch.arange(len(s), device=s.device)
-            if real.shape[1] == 1:
+            if lower.shape[1] == 1:
                 # Most rows hold nothing as near as the nearest positive; nearly all something as near as the farthest.
-                near = (real & (s.amax(dim=1, keepdim=True) > lower)).nonzero()[:, 0]
+                near = (self.real & (s.amax(dim=1, keepdim=True) > lower)).nonzero()[:, 0]
                 if len(near) * 4 <= len(s):
-                    s, lower, upper, real, rows = s[near], lower[near], upper[near], real[near], near
-            found = compare(s, lower, upper, real)
+                    s, lower, upper, rows = s[near], lower[near], upper[near], near
+            found = compare(s, lower, upper)
             if found.open <= _MANY * len(self.real) * s.shape[1]:
                 break
         with self.adding:

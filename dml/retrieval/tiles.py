@@ -156,24 +156,24 @@ class Comparison:
     parts: Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-def compare(s: Tensor, lower: Tensor, upper: Tensor, real: Tensor) -> Comparison:
-    """Compare s [rows, c] with the bounds [rows, e], the highest first; what is not real is -inf, and not used."""
+def compare(s: Tensor, lower: Tensor, upper: Tensor) -> Comparison:
+    """Compare s [rows, c] with the bounds [rows, e], the highest first; -inf is none: `above` says nothing there."""
     # One edge is counted sooner than listed.
-    if s.device.type == "cpu" and lower.shape[1] > 1 and (few := _by_listing(s, lower, upper, real)):
+    if s.device.type == "cpu" and lower.shape[1] > 1 and (few := _by_listing(s, lower, upper)):
         return few
     above, possibly = _above(s, torch.cat([upper, lower], dim=1)).chunk(2, dim=1)
     undecided = possibly - above
     return Comparison(above, int(undecided.sum()), _between(s, lower, upper, undecided.nonzero()))
 
 
-def _by_listing(s: Tensor, lower: Tensor, upper: Tensor, real: Tensor) -> Comparison | None:
+def _by_listing(s: Tensor, lower: Tensor, upper: Tensor) -> Comparison | None:
     """The same, where most entries are below all edges of their row: the others in a list; None if they are many.
 
     In numpy, which takes a fourth of torch's time for lists of this length.
     """
     turned = not s.is_contiguous()
     x = (s.T if turned else s).numpy()
-    lowest = torch.where(real, lower, torch.inf).amin(dim=1).numpy()
+    lowest = lower.masked_fill(lower == -torch.inf, torch.inf).amin(dim=1).numpy()
     mask = x > (lowest if turned else lowest[:, None])
     if np.count_nonzero(mask) * lower.shape[1] > _LISTED * x.size:
         return None

@@ -150,7 +150,7 @@ def test_entries_at_an_edge_are_counted_once(monkeypatch, listed, few, turned):
     lower = torch.tensor([[2, 0, -2], [1, 1, -1], [3, -4, -torch.inf], [-torch.inf] * 3, [0, -1, -torch.inf]])
     upper = lower + torch.tensor([[0], [1], [2], [0], [4]])
     real = lower > -torch.inf
-    found = tiles.compare(s, lower, upper, real)
+    found = tiles.compare(s, lower, upper)
     assert torch.equal(found.above[real], (s[:, None] > upper[..., None]).sum(dim=2)[real])
     open_ = (s[:, None] > lower[..., None]) & (s[:, None] <= upper[..., None]) & real[..., None]
     assert found.open == open_.sum()
