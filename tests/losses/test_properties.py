@@ -1,6 +1,7 @@
 """Any batch at all: a loss is right, or not finite where the batch is not, or refuses it by name; never a NaN gradient.
 
-Hypothesis chooses shape, labels, scale, dtype and layout, and a seed for the numbers. CONTRIBUTING.md says how to try more.
+Hypothesis chooses shape, labels, scale, dtype and layout, and a seed for the numbers. CONTRIBUTING.md tells how to try
+more.
 """
 
 from pathlib import Path
