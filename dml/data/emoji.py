@@ -16,7 +16,7 @@ from dml.data.dataset import Records, Source
 
 PACKAGED = Path(__file__).parent / "packaged"
 
-# What a person could not tell apart from another class, or what is not one thing. The pictures were looked at one by one.
+# What a person could not tell apart from another class, or what is not one thing: all pictures were looked at.
 LEFT_OUT = {
     # The mirror image of another class; training mirrors images at random.
     "last-quarter-moon": "first-quarter-moon",
