@@ -1,14 +1,14 @@
 """Nonlinear rank approximation, the loss of Schall, Barthel, Hezel and Jung (2019), arXiv:1909.09427."""
 
+import functools
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, full_precision, require, zero
+from dml.losses.pairwise import distance_to, full_precision, gradient_with_graph, require, zero
 
 
 def transfer(r: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -97,13 +97,26 @@ class _J(torch.autograd.Function):
             by_range = (by_rank * ranks).sum(dim=0)
             by_d[0] -= by_range
             by_d[3] += by_range
-        ctx.save_for_backward(by_d)
+        ctx.settings = alpha, epsilon, detach_range
+        ctx.save_for_backward(d, by_d)
         return w.log().sum() / -d.shape[1]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.saved_tensors[0] * gradient, None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        d, by_d = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *gradient_with_graph(functools.partial(_plain_j, *ctx.settings), [d], gradient), None, None, None
+        return by_d * gradient, None, None, None
+
+
+def _plain_j(alpha: float, epsilon: float, detach_range: bool, d: Tensor) -> Tensor:
+    if detach_range:
+        d = torch.stack([d[0].detach(), d[1], d[2], d[3].detach()])
+    ranks, _ = _ranks(d)
+    base = 2 * torch.minimum(ranks, 1 - ranks)
+    steep = (base == 0) & (alpha < 2 and alpha != 1)  # powers of 0 whose derivatives are infinite: 0, as in `transfer`
+    half = 0.5 * base.masked_fill(steep, 1).pow(alpha).masked_fill(steep, 0)
+    return (torch.where(ranks < 0.5, half, 1 - half) + epsilon).log().sum() / -d.shape[1]
 
 
 def _ranks(d: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,6 +130,8 @@ def _ranks(d: Tensor) -> tuple[Tensor, Tensor]:
     flat = span <= 8 * torch.finfo(d.dtype).eps * d_max
     span.masked_fill_(flat, torch.inf)
     # D_max - D_ip and D_in - D_min; mining and recomputing may round differently, so a rank can be off by an ulp.
-    ranks = ((d[:2] - d[2:]) / span).clamp_(0, 1)
+    ranks = (d[:2] - d[2:]) / span
+    with torch.no_grad():  # torch's clamp has no gradient at its ends, the ranks have
+        ranks.clamp_(0, 1)
     ranks[0].masked_fill_(flat, 1)
     return ranks, span

@@ -10,31 +10,34 @@ compute anew, from differences, whatever that product rounds too much to decide.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 _BLOCK = {"cpu": 2**21, "cuda": 2**26}  # entries of the distance matrix held at a time; on a CPU they stay in its cache
 _SMALL = 2**19  # coordinate differences that are computed sooner than a product is mended
 _SCALE = 1e10  # sums of very many squares of numbers from 1 / _SCALE to _SCALE are within float32
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a loss's `forward(self, embeddings, labels, ...)`: check inputs, leave autocast, use float32 at least.
 
-    Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones.
+    Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones. Labels may
+    come as a list or an array too.
 
     Raises:
-        ValueError: embeddings are not floats [m, d] with m and d of 1 or more, labels not whole numbers [m], or anchors
-            not 1 to m.
+        ValueError: embeddings are no tensor of floats [m, d] with m and d of 1 or more, labels not whole numbers [m],
+            or anchors not 1 to m.
     """
 
     @functools.wraps(forward)
-    def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
+    def wrapper(self: Any, embeddings: Tensor, labels: Any, **given: Any) -> Tensor:
+        if not isinstance(embeddings, Tensor):
+            raise ValueError(f"a loss takes embeddings [m, d] as a tensor, not as {type(embeddings).__name__}")
+        labels = _tensor(labels, embeddings.device)
         if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.numel():
             raise ValueError(
                 f"a loss takes embeddings [m, d] and labels [m], not {list(embeddings.shape)} and {list(labels.shape)}"
@@ -50,6 +53,18 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return forward(self, embeddings, labels.long(), **given)
 
     return wrapper
+
+
+def _tensor(labels: Any, device: torch.device) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels
+    try:
+        return torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        name = type(labels).__name__
+        raise ValueError(
+            f"a loss takes labels [m] of whole numbers, as a tensor, an array or a list; this {name} is none: {error}"
+        ) from error
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -129,6 +144,21 @@ def root(squared: Tensor) -> Tensor:
     return torch.where(positive, squared, 1).sqrt().where(positive, squared)
 
 
+def gradient_with_graph(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor
+) -> list[Tensor | None]:
+    """The gradient of formula(*inputs) by those inputs that need one, which can be differentiated again.
+
+    The backward passes of our own functions keep no graph. Where one is wanted (`create_graph=True`; autograd then has
+    gradients enabled) they hand their plain formula to this. It takes O(m^2 d) memory where all distances count.
+    """
+    # Views, as one input may be computed from another, whose gradient must not come through it.
+    own = [each.view_as(each) for each in inputs]
+    wanted = [each for each in own if each.requires_grad]
+    found = iter(torch.autograd.grad(formula(*own), wanted, gradient, create_graph=True))
+    return [next(found) if each.requires_grad else None for each in own]
+
+
 class _DistanceTo(torch.autograd.Function):
     """Distances of pairs, whose backward pass keeps no differences but those of a single block."""
 
@@ -141,9 +171,14 @@ class _DistanceTo(torch.autograd.Function):
         return d
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, anchor, others, d = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(x: Tensor) -> Tensor:
+                return root(differences(x, anchor, others).square().sum(dim=2))
+
+            return *gradient_with_graph(plain, [x], gradient), None, None
         weight = (gradient / d).masked_fill_(d == 0, 0)
         # Differences are made anew: where they fit the cache that takes less time than to bring them back.
         return pull(torch.zeros_like(x), x, anchor, others, weight), None, None
@@ -171,7 +206,9 @@ def pull(into: Tensor, x: Tensor, anchor: Tensor, others: Tensor, weight: Tensor
 
 
 def distance_to(x: Tensor, anchor: Tensor, others: Tensor) -> Tensor:
-    """Distances [k, v] with gradient of x[anchor], [v, d], to x[others], [k, v, d]; the gradient at distance 0 is 0.
+    """Distances [k, v] with gradient of x[anchor], [v, d], to x[others], [k, v, d].
+
+    At distance 0 the gradient is 0, and so is a second derivative.
 
     O(k v + m d) memory.
     """

@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from dml.losses.pairwise import block_entries, exact_distances, is_small, pair_blocks, pull, row_blocks
+from dml.losses.pairwise import (
+    block_entries,
+    exact_distances,
+    gradient_with_graph,
+    is_small,
+    pair_blocks,
+    pull,
+    row_blocks,
+)
 from dml.products import matmul
 
 
@@ -75,8 +82,9 @@ class _Rowwise(torch.autograd.Function):
         return torch.cat([terms(block.rows, block.squared, *inputs) for block in _blocks(x)])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return None, *gradient_with_graph(_plainly(ctx.terms), ctx.saved_tensors, gradient)
         x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
         into, sums = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs]
         for block in _blocks(x):
@@ -101,13 +109,29 @@ class _SumOverRows(torch.autograd.Function):
             total += value.detach()
             if squared.requires_grad:
                 block.pull(into, *torch.autograd.grad(value, squared), symmetric=symmetric)
-        ctx.save_for_backward(into)
+        ctx.terms, ctx.anchors = terms, anchors
+        ctx.save_for_backward(x, into)
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return gradient * ctx.saved_tensors[0], None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, into = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            by_rows = _plainly(ctx.terms, ctx.anchors)
+            return *gradient_with_graph(lambda x: by_rows(x).sum(), [x], gradient), None, None, None
+        return gradient * into, None, None, None
+
+
+def _plainly(terms: Callable[..., Tensor], anchors: int | None = None) -> Callable[..., Tensor]:
+    """terms of all rows, [m], as a function of x and further inputs that torch can differentiate again."""
+
+    def by_rows(x: Tensor, *inputs: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            blocks = row_blocks(x, torch.arange(len(x), device=x.device)[:anchors])
+            parts = [terms(rows, (x[rows, None] - x).square().sum(dim=2), *inputs) for rows in blocks]
+        return torch.cat(parts)
+
+    return by_rows
 
 
 class _Block(NamedTuple):

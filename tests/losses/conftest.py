@@ -5,6 +5,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,10 @@ class LossContract:
     ) -> Tensor:
         return oracles.numerical_gradient(lambda x: self.oracle(loss, options, x, labels), embeddings, step)
 
+    def stops_gradients(self, options: dict[str, Any]) -> bool:
+        """Whether it holds something constant that is not, so that its gradient is that of no function."""
+        return False
+
     def permutation(self, labels: Tensor) -> Tensor:
         """An order of the batch that must not change the loss."""
         return torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))
@@ -84,6 +89,21 @@ class LossContract:
             loss = self.build(options, tied_batch.dim).to(dtype)
             for embeddings, labels in tied_batch.draws():
                 assert value_and_gradient(loss, embeddings.to(dtype), labels)[1].isfinite().all()
+
+    def test_its_gradient_has_a_gradient(self, options):
+        embeddings, labels = SMOOTH["unequal"].make(1)
+        loss = self.build(options, SMOOTH["unequal"].dim).double()
+        leaf = embeddings.requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf, labels), leaf, create_graph=True)
+        plain = value_and_gradient(loss, embeddings, labels)[1]
+        torch.testing.assert_close(gradient, plain, rtol=1e-9, atol=1e-12)
+        if self.stops_gradients(options):
+            return
+        (second,) = torch.autograd.grad(gradient.square().sum(), leaf)
+        direction = torch.randn(leaf.shape, generator=torch.Generator().manual_seed(2), dtype=leaf.dtype)
+        ends = [value_and_gradient(loss, embeddings + step * direction, labels)[1] for step in (1e-6, -1e-6)]
+        expected = (ends[0].square().sum() - ends[1].square().sum()) / 2e-6
+        torch.testing.assert_close((second * direction).sum(), expected, rtol=1e-5, atol=1e-7)
 
     def test_without_pairs_the_loss_is_zero_and_still_has_a_gradient(self, options):
         for classes in self.empty_batches:
@@ -152,3 +172,15 @@ class LossContract:
         for dtype, of_labels in ((torch.float32, torch.float32), (torch.float32, torch.bool), (whole, whole)):
             with pytest.raises(ValueError, match="embeddings of floats and labels of whole numbers"):
                 loss(torch.zeros(4, 3, dtype=dtype), torch.zeros(4, dtype=of_labels))
+        with pytest.raises(ValueError, match=r"a loss takes embeddings \[m, d\] as a tensor, not as ndarray"):
+            loss(np.zeros((4, 3)), torch.arange(4))
+        for labels in (["a", "b", "b", "a"], np.array(["a", "b", "b", "a"]), None, [0, 1, 2**70, 0]):
+            with pytest.raises(ValueError, match=r"a loss takes labels \[m\] of whole numbers, as a tensor"):
+                loss(torch.zeros(4, 3), labels)
+
+    def test_labels_of_any_kind_of_whole_numbers(self, options):
+        embeddings, labels = SMOOTH["unequal"].make(0)
+        loss = self.build(options, SMOOTH["unequal"].dim).double()
+        expected = loss(embeddings, labels)
+        kinds = [labels.tolist(), labels.numpy(), labels.numpy().astype(np.uint64), labels.to(torch.uint64)]
+        assert all(torch.equal(loss(embeddings, kind), expected) for kind in [*kinds, labels.int(), labels.byte()])

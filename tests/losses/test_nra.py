@@ -34,6 +34,9 @@ class TestNRA(LossContract):
         shape = {key: value for key, value in options.items() if key != "detach_range"}
         return oracles.nra(embeddings, labels, **shape)
 
+    def stops_gradients(self, options):
+        return options.get("detach_range", False)
+
     def gradient_oracle(self, loss, options, embeddings, labels, step):
         if not options.get("detach_range"):
             return super().gradient_oracle(loss, options, embeddings, labels, step)
