@@ -60,7 +60,8 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
         "test": _fingerprint(built.source),
-        "engine": {key: value for key, value in config.get("engine", {}).items() if value},  # what is not plain
+        # What is not plain; how memory is had changes no number.
+        "engine": {k: v for k, v in config.get("engine", {}).items() if v and k != "reuse_memory"},
         "leaked": config["protocol"]["watch_test"],
         "seed": config["seed"],
         "steps": steps,

@@ -80,6 +80,7 @@ class Engine:
 
     compile: bool
     micro_batch: Count | None
+    reuse_memory: bool
 
 
 _OPTIMIZER = {

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
 
+from dml.engine.allocator import keep_freed_memory, return_freed_memory
 from dml.engine.diagnostics import Diagnostics
 from dml.engine.finite import LossWatch
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
@@ -34,6 +35,7 @@ class MetricLearner(pl.LightningModule):
         compile: translate the embedder with torch.compile at its first step; names in checkpoints stay as they are.
         micro_batch: images that this process embeds at a time; the loss still sees all (engine/micro_batch.py).
             None: all at once.
+        reuse_memory: while training on a CPU, keep the memory that tensors free (engine/allocator.py).
 
     Raises:
         ValueError: micro_batch is not positive.
@@ -51,6 +53,7 @@ class MetricLearner(pl.LightningModule):
         watch_test: bool = False,
         compile: bool = False,
         micro_batch: int | None = None,
+        reuse_memory: bool = True,
     ) -> None:
         super().__init__()
         if micro_batch is not None and micro_batch <= 0:
@@ -63,7 +66,7 @@ class MetricLearner(pl.LightningModule):
         self.watch_test = watch_test
         if compile:
             self.embedder.compile()
-        self._micro_batch = micro_batch
+        self._micro_batch, self._reuse_memory = micro_batch, reuse_memory
         self._watch, self._diagnostics = LossWatch(), Diagnostics()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
@@ -82,6 +85,16 @@ class MetricLearner(pl.LightningModule):
             return self.embedder(images)
         b, crops = images.shape[:2]
         return self.embedder(images.flatten(0, 1)).view(b, crops, -1).mean(dim=1)
+
+    def on_fit_start(self) -> None:
+        """From here on memory is asked for in the same sizes again and again."""
+        if self._reuse_memory and self.device.type == "cpu":
+            keep_freed_memory()
+
+    def on_fit_end(self) -> None:
+        """Evaluation needs less, and bounds what it needs."""
+        if self._reuse_memory and self.device.type == "cpu":
+            return_freed_memory()
 
     def on_train_epoch_start(self) -> None:
         """Tell the sampler the epoch: Lightning does so for its own samplers only."""
