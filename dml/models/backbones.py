@@ -3,17 +3,20 @@
 Importing this file makes `timm.create_model("googlenet", ...)` and `timm.create_model("convnet", ...)` work.
 """
 
+import logging
 import urllib.error
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, set_pretrained_check_hash
+from timm.models import _builder, build_model_with_cfg, generate_default_cfgs, register_model, set_pretrained_check_hash
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
 
 from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
+from dml.models.weights import Filter, check_file, first_line, load_weights, read_weights
+
+_log = logging.getLogger(__name__)
 
 set_pretrained_check_hash()  # of weights by URL: the file's name holds the beginning of its sha256
 
@@ -106,7 +109,9 @@ def create_backbone(
     Args:
         name: any name of `timm.list_models()`, googlenet, convnet, ...
         pretrained: download the ImageNet weights (timm's choice for the name).
-        checkpoint_path: a weights file on disk, for machines without network; used instead of the download.
+        checkpoint_path: a weights file on disk, used instead of the download: of timm, torchvision or the network's
+            authors, with or without a classifier, or a checkpoint of ours, of which the backbone is taken. All weights
+            of the backbone must be in it; what was left out is logged (dml/models/weights.py).
         options: anything else that `timm.create_model` takes.
 
     Returns:
@@ -116,40 +121,60 @@ def create_backbone(
         ValueError: unknown name, missing or unfitting file, or no network; names the config key.
     """
     check_backbone(name, pretrained, checkpoint_path)
-    if checkpoint_path is None:
-        overlay, num_classes = None, 0
-    else:
-        # With the classifier the weights were trained with, timm loads strictly: a file of another network is an
-        # error, not a few warnings and random weights.
-        overlay, num_classes = {"file": str(checkpoint_path)}, None
-    try:
-        backbone = timm.create_model(
-            name,
-            pretrained=pretrained or overlay is not None,
-            pretrained_cfg_overlay=overlay,
-            num_classes=num_classes,
-            **options,
+    if "num_classes" in options:
+        raise ValueError(
+            f"backbone.num_classes={options['num_classes']} cannot be set: a backbone gives features, and the classes "
+            "belong to the loss, which counts them by itself"
         )
-        if backbone.num_classes:
-            backbone.reset_classifier(0)
-        return backbone
+    if options.get("in_chans", 3) != 3:
+        raise ValueError(f"backbone.in_chans={options['in_chans']} is not possible: images are read as RGB, 3 channels")
+    try:
+        if checkpoint_path is None:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        return _from_file(name, checkpoint_path, options)
     except Exception as error:
-        if overlay is not None:
+        if pretrained and checkpoint_path is None and _is_missing_download(error):
             raise ValueError(
-                f"backbone.checkpoint_path={checkpoint_path} does not hold weights of {name}: {_first_line(error)}"
-            ) from error
-        if pretrained and _is_missing_download(error):
-            raise ValueError(
-                f"the pretrained weights of {name} could not be downloaded ({_first_line(error)}). Fetch "
+                f"the pretrained weights of {name} could not be downloaded ({first_line(error)}). Fetch "
                 f"{_where_from(name)} on a machine with network and set backbone.checkpoint_path=FILE, "
                 "or train from scratch with backbone.pretrained=false"
             ) from error
-        if options:
+        if options and not str(error).startswith("backbone."):
             raise ValueError(
                 f"{name} cannot be built with {', '.join(f'backbone.{key}={options[key]}' for key in options)}: "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
         raise
+
+
+def _from_file(name: str, path: str, options: dict[str, Any]) -> nn.Module:
+    """Build a network as timm does, our own loading in the place of timm's, which passes over what does not fit."""
+    state, place = read_weights(path, "backbone.checkpoint_path")
+    said: list[str] = []
+
+    def load(model: nn.Module, pretrained_cfg: Any = None, filter_fn: Filter | None = None, **others: Any) -> None:
+        names = pretrained_cfg["classifier"] or ()
+        classifiers = (names,) if isinstance(names, str) else names
+        try:
+            said.append(load_weights(model, state, classifiers=classifiers, convert=filter_fn))
+        except ValueError as error:
+            raise ValueError(
+                f"backbone.checkpoint_path={path} does not hold weights of {name}: {first_line(error)}"
+            ) from error
+
+    timms = _builder.load_pretrained
+    _builder.load_pretrained = load  # the network's filter is handed to that function alone
+    try:
+        backbone = timm.create_model(name, pretrained=True, num_classes=0, **options)
+    finally:
+        _builder.load_pretrained = timms
+    assert said, f"timm did not ask for weights of {name}"
+    if not next(backbone.parameters()).is_meta:
+        mean, std = backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]
+        where = f" ({place})" if place else ""
+        beside = f"; {said[0]}" if said[0] else ""
+        _log.info(f"Weights of {name} from {path}{where}{beside}; images are scaled by mean {mean} and std {std}")
+    return backbone
 
 
 def check_backbone(name: str, pretrained: bool, checkpoint_path: str | None) -> None:
@@ -169,12 +194,8 @@ def check_backbone(name: str, pretrained: bool, checkpoint_path: str | None) -> 
         raise ValueError(f"backbone.name={name}: {architecture} has no weights {tag} (it has {known})") from error
     if pretrained and checkpoint_path is None and not timm.is_model_pretrained(name):
         raise ValueError(f"backbone.pretrained=true is not possible: there are no weights of {name}")
-    if checkpoint_path is not None and not Path(checkpoint_path).is_file():
-        raise ValueError(f"backbone.checkpoint_path={checkpoint_path} does not exist")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if checkpoint_path is not None:
+        check_file(checkpoint_path, "backbone.checkpoint_path")
 
 
 def _is_missing_download(error: BaseException | None) -> bool:

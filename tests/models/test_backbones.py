@@ -94,6 +94,13 @@ def test_googlenet_can_leave_the_maps_unpooled(googlenet):
         torch.testing.assert_close(model(images).mean(dim=(2, 3)), googlenet(images))
 
 
+@pytest.mark.parametrize(("key", "value"), [("num_classes", 10), ("num_classes", 0), ("in_chans", 1)])
+@pytest.mark.parametrize("name", ["googlenet", "convnet", "resnet10t"])
+def test_options_that_no_backbone_has_are_refused(name, key, value):
+    with pytest.raises(ValueError, match=rf"^backbone\.{key}={value} "):
+        create_backbone(name=name, **{key: value})
+
+
 @pytest.mark.parametrize("options", [{"in_chans": 1}, {"global_pool": "max"}])
 def test_googlenet_refuses_what_it_cannot_do(options):
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -141,23 +148,18 @@ def test_unknown_names_come_with_a_suggestion():
 
 
 def test_missing_weights_file_is_refused(tmp_path):
-    for path in (tmp_path / "none.pth", tmp_path):
-        with pytest.raises(ValueError, match=rf"backbone\.checkpoint_path={path}\b"):
-            create_backbone(name="googlenet", checkpoint_path=str(path))
+    with pytest.raises(ValueError, match=rf"backbone\.checkpoint_path={tmp_path / 'none.pth'} does not exist"):
+        create_backbone(name="googlenet", checkpoint_path=str(tmp_path / "none.pth"))
 
 
-@pytest.mark.parametrize("content", ["another network", "part of the network", "text", "nothing"])
+@pytest.mark.parametrize("content", ["another network", "part of the network"])
 @pytest.mark.parametrize("name", ["googlenet", "convnet4"])
 def test_unfitting_weights_file_is_refused(name, content, tmp_path):
     path = tmp_path / "wrong.pth"
-    if content == "another network":
-        torch.save(timm.create_model("convnet").state_dict(), path)
-    elif content == "part of the network":
-        state = timm.create_model(name).state_dict()
+    state = timm.create_model("convnet" if content == "another network" else name).state_dict()
+    if content == "part of the network":
         state.pop(next(key for key in state if key.endswith("weight")))
-        torch.save(state, path)
-    else:
-        path.write_text("no weights" if content == "text" else "")
+    torch.save(state, path)
     with pytest.raises(ValueError, match=rf"backbone\.checkpoint_path={path} .*\b{name}\b"):
         create_backbone(name=name, checkpoint_path=str(path))
 

@@ -1,6 +1,7 @@
 """The small networks, trained from scratch."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -61,4 +62,4 @@ def test_every_weight_gets_a_gradient(name):
 
 
 def test_gray_images_can_be_asked_for():
-    assert create_backbone(name="convnet", in_chans=1)(torch.rand(2, 1, 28, 28)).shape == (2, 512)
+    assert timm.create_model("convnet", in_chans=1)(torch.rand(2, 1, 28, 28)).shape == (2, 512)
