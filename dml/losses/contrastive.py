@@ -6,8 +6,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from dml.losses.pairwise import distance_to, full_precision, is_small, require, root, row_blocks, zero
-from dml.losses.rowwise import sum_over_rows
+from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.pairwise import distance_to, is_small, root, row_blocks
+from dml.losses.building_blocks.rowwise import sum_over_rows
 from dml.products import matmul
 
 _FEW = 32  # pairs for each embedding up to which listing them is faster than weighing the whole matrix

@@ -6,7 +6,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dml.losses.pairwise import checked, require
+from dml.losses.building_blocks.contract import checked, require
 
 
 class CrossEntropyLoss(nn.Module):

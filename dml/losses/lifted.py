@@ -6,8 +6,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from dml.losses.pairwise import full_precision, masks, require, root, zero
-from dml.losses.rowwise import rowwise
+from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.pairwise import masks, root
+from dml.losses.building_blocks.rowwise import rowwise
 
 
 class LiftedLoss(nn.Module):

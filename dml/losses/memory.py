@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from dml.losses.pairwise import checked, require
+from dml.losses.building_blocks.contract import checked, require
 
 
 class CrossBatchMemory(nn.Module):

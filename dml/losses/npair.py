@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dml.losses.pairwise import full_precision, require, row_blocks, zero
+from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.pairwise import row_blocks
 
 
 class NPairLoss(nn.Module):

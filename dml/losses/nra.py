@@ -7,8 +7,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, full_precision, gradient_with_graph, require, zero
+from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.extremes import extremes
+from dml.losses.building_blocks.pairwise import distance_to, gradient_with_graph
 
 
 def transfer(r: Tensor, alpha: float) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,10 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, full_precision, masks, require, zero
-from dml.losses.rowwise import first_of_rows, sorted_rows, sum_over_rows
+from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.extremes import extremes
+from dml.losses.building_blocks.pairwise import distance_to, masks
+from dml.losses.building_blocks.rowwise import first_of_rows, sorted_rows, sum_over_rows
 
 Mining = Literal["all", "semi_hard", "hard"]
 

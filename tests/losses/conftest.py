@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dml.losses import extremes, pairwise
+from dml.losses.building_blocks import extremes, pairwise
 from tests import oracles
 from tests.losses import SMOOTH, TIED, assert_gradient_close, value_and_gradient
 
@@ -39,7 +39,7 @@ class LossContract:
     """The tests that all losses share."""
 
     variants: tuple[dict[str, Any], ...] = ({},)
-    by_blocks = True  # it uses the distance matrix of losses/pairwise.py
+    by_blocks = True  # it uses the distance matrix of losses/building_blocks
     empty_batches: tuple[tuple[int, ...], ...] = ()  # labels without any valid pair or anchor
     labels_that_count = (0, 0, 1, 1, 2)  # none of these samples is left out of the loss
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dml.losses import extremes, pairwise
+from dml.losses.building_blocks import extremes, pairwise
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.lifted import LiftedLoss

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from dml.losses import pairwise
+from dml.losses.building_blocks import pairwise
 from dml.losses.triplet import TripletLoss
 from tests import oracles
 from tests.losses import TIED, assert_gradient_close, value_and_gradient

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dml.losses.pairwise import exact_distances, pair_blocks, row_blocks
+from dml.losses.building_blocks.pairwise import exact_distances, pair_blocks, row_blocks
 from dml.products import matmul
 
 _DENSE = 512  # embeddings up to which few large operations beat many that leave work out

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dml.losses.pairwise import (
+from dml.losses.building_blocks.pairwise import (
     block_entries,
     exact_distances,
     gradient_with_graph,

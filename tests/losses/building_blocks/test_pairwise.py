@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from dml.losses import extremes as mining
-from dml.losses import pairwise
-from dml.losses.extremes import extremes
-from dml.losses.pairwise import distance_to, root, row_blocks
-from dml.losses.rowwise import rowwise, sum_over_rows
+from dml.losses.building_blocks import extremes as mining
+from dml.losses.building_blocks import pairwise
+from dml.losses.building_blocks.extremes import extremes
+from dml.losses.building_blocks.pairwise import distance_to, root, row_blocks
+from dml.losses.building_blocks.rowwise import rowwise, sum_over_rows
 
 
 @pytest.fixture(autouse=True)

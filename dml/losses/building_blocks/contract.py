@@ -1,0 +1,97 @@
+"""What every loss promises: its inputs are checked, it computes in full precision, and mistakes are named."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SCALE = 1e10  # sums of very many squares of numbers from 1 / _SCALE to _SCALE are within float32
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a loss's `forward(self, embeddings, labels, ...)`: check inputs, leave autocast, use float32 at least.
+
+    Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones. Labels may
+    come as a list or an array too.
+
+    Raises:
+        ValueError: embeddings are no tensor of floats [m, d] with m and d of 1 or more, labels not whole numbers [m],
+            or anchors not 1 to m.
+    """
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, embeddings: Tensor, labels: Any, **given: Any) -> Tensor:
+        if not isinstance(embeddings, Tensor):
+            raise ValueError(f"a loss takes embeddings [m, d] as a tensor, not as {type(embeddings).__name__}")
+        labels = _tensor(labels, embeddings.device)
+        if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not embeddings.numel():
+            raise ValueError(
+                f"a loss takes embeddings [m, d] and labels [m], not {list(embeddings.shape)} and {list(labels.shape)}"
+            )
+        if not embeddings.is_floating_point() or labels.dtype not in _WHOLE:
+            types = f"{embeddings.dtype} and {labels.dtype}"
+            raise ValueError(f"a loss takes embeddings of floats and labels of whole numbers, not {types}")
+        if (anchors := given.get("anchors")) is not None:
+            require(0 < anchors <= len(labels), "anchors", anchors, f"1 to {len(labels)}")
+        if embeddings.dtype in (torch.float16, torch.bfloat16):
+            embeddings = embeddings.float()
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return forward(self, embeddings, labels.long(), **given)
+
+    return wrapper
+
+
+def _tensor(labels: Any, device: torch.device) -> Tensor:
+    if isinstance(labels, Tensor):
+        return labels
+    try:
+        return torch.as_tensor(labels, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        name = type(labels).__name__
+        raise ValueError(
+            f"a loss takes labels [m] of whole numbers, as a tensor, an array or a list; this {name} is none: {error}"
+        ) from error
+
+
+def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """As `checked`, for a loss of squares: right at any scale of the embeddings, NaN if one of them is not finite.
+
+    Squares of float32 numbers overflow or vanish long before the numbers do; embeddings for which they might are
+    computed in float64, which costs a look at the largest. A loss beyond float32 is infinite.
+
+    Raises:
+        ValueError: as `checked`.
+    """
+
+    @functools.wraps(forward)
+    def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
+        dtype, largest = embeddings.dtype, float(torch.stack(embeddings.detach().aminmax()).abs().max())
+        if dtype == torch.float32 and not 1 / _SCALE < largest < _SCALE and embeddings.device.type != "mps":
+            embeddings = embeddings.double()
+        value = forward(self, embeddings, labels, **given)
+        # Mining may pass over a broken member, whose gradient is broken all the same: the loss must say so.
+        return (value if math.isfinite(largest) else value + torch.nan).to(dtype)
+
+    return checked(wrapper)
+
+
+def require(ok: bool, key: str, value: object, wanted: str) -> None:
+    """Raise the one-line error of a user's mistake: the config key, what it is, what would be right.
+
+    Raises:
+        ValueError: `ok` is false.
+    """
+    if not ok:
+        raise ValueError(f"{key}={value} is not possible: it must be {wanted}")
+
+
+def zero(x: Tensor) -> Tensor:
+    """A zero that back-propagates zeros into x: the loss of a batch without a valid anchor or pair.
+
+    NaN stays NaN, so a broken network is not taken for a batch that has nothing to teach.
+    """
+    return (x * 0).sum()
