@@ -1,7 +1,7 @@
 """Records of images and labels, the sources they form, and the torch data set over them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,10 @@ class Source:
         gallery: what the queries are searched in; None: in the other queries.
         class_disjoint: train and test have no class in common (the retrieval protocol of the field); a validation
             part of the training records is then class-disjoint too.
+        leak: why no number of the test records is one of unseen classes, though one could take it for that; empty: no
+            reason is known.
+        passed_over: what was not read: an extension, or another word for the kind -> how many files (or classes).
+        notes: what else a user has to know of how the source was read, a sentence each.
     """
 
     name: str
@@ -71,6 +75,9 @@ class Source:
     test: Records
     gallery: Records | None = None
     class_disjoint: bool = True
+    leak: str = ""
+    passed_over: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         common = sorted(set(self.train.class_names) & set(self.test.class_names))

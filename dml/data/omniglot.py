@@ -33,7 +33,7 @@ def load(*, root: str, download: bool = True, train_classes: Count | None = 964,
         _download(folder, root)
     elif missing:
         raise ValueError(f"data.root={root} has no folder {' and no '.join(missing)}. {GET}")
-    train, test = (read_tree(folder / name, "data.root") for name in FOLDERS)
+    train, test = (read_tree(folder / name, "data.root", class_depth=2) for name in FOLDERS)
     return check_counts(
         Source("omniglot", train, test), root, GET,
         train_classes=train_classes, test_classes=test_classes, train_images=train_images, test_images=test_images,

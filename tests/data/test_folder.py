@@ -43,17 +43,34 @@ def test_train_fraction(tmp_path, fraction, train):
 
 
 def test_nested_trees_and_their_order(tmp_path):
-    # By name, in which "a-x" comes before "a/x"; images beside folders are a class too.
-    grow(tmp_path, {"z/y/x": 1, "a/x": 2, "a-x": 1, "a": ["k.png"], "a/x/deep": 1, "B": 1})
+    # By name, in which "a-x" comes before "a/x".
+    grow(tmp_path, {"z/y/x": 1, "a/x": 2, "a-x": 1, "B": 1})
     records = folder.read_tree(tmp_path, "data.root")
-    assert records.class_names == ("B", "a", "a-x", "a/x", "a/x/deep", "z/y/x")
+    assert records.class_names == ("B", "a-x", "a/x", "z/y/x")
     assert contents(records, tmp_path)["a/x"] == ["0.png", "1.png"]
-    assert contents(records, tmp_path)["a"] == ["k.png"]
 
 
-def test_images_in_the_root_itself_are_a_class(tmp_path):
-    grow(tmp_path, {"": 2, "a": 1})
-    assert folder.read_tree(tmp_path, "data.root").class_names == (".", "a")
+def test_numbers_are_sorted_as_numbers(tmp_path):
+    grow(tmp_path, {"10": 1, "2": 1, "1": 1, "x10": 1, "x2": 1})
+    assert folder.read_tree(tmp_path, "data.root").class_names == ("1", "2", "10", "x10", "x2")
+
+
+@pytest.mark.parametrize(
+    ("classes", "stray", "way"),
+    [
+        ({"": ["k.png"], "a": 1, "b": 1}, "k.png", "move it"),
+        ({"a": ["k.png"], "a/x": 1, "b": 1}, "a/k.png", "class_depth=1"),
+        ({"a/b": ["k.png"], "a/b/c/d": 1, "b/x": 1}, "a/b/k.png", "class_depth=2"),
+    ],
+)
+def test_images_beside_class_folders_are_refused(tmp_path, classes, stray, way):
+    with pytest.raises(ValueError, match=rf"^data\.root: the image {tmp_path / stray} stands beside .*{way}"):
+        folder.read_tree(grow(tmp_path, classes), "data.root")
+
+
+def test_images_without_any_class_folder_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no class folders: put those of each class into a folder"):
+        folder.load(root=str(grow(tmp_path, {"": 2})))
 
 
 def test_files_are_sorted_and_only_images_count(tmp_path):
