@@ -45,6 +45,7 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,
         "broken_images": len(built.broken),  # left out of all parts
+        "passed_over": dict(built.source.passed_over),
         "loss": config["loss"],
         "sampler": config["sampler"],
         "backbone": config["backbone"]["name"],
@@ -62,7 +63,9 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "test": _fingerprint(built.source),
         # What is not plain; how memory is had changes no number.
         "engine": {k: v for k, v in config.get("engine", {}).items() if v and k != "reuse_memory"},
-        "leaked": config["protocol"]["watch_test"],
+        "class_disjoint": built.source.class_disjoint,
+        "leaked": config["protocol"]["watch_test"] or bool(built.source.leak),
+        "leak": built.source.leak or None,  # why, where it is not the protocol that says so
         "seed": config["seed"],
         "steps": steps,
         "evaluated_step": step,

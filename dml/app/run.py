@@ -1,6 +1,7 @@
 """run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
 
 import json
+import logging
 import signal
 import sys
 import warnings
@@ -28,6 +29,8 @@ from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.report.figures import draw_embedding
 from dml.whole_file import write_whole
+
+log = logging.getLogger(__name__)
 
 # What Lightning says that no user could change, or that is not so here.
 for _noise in (
@@ -86,6 +89,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
     trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
+    _tell(built)
     _list_broken(built, folder)
     resumed, wandb_run = resume_point(cfg, folder), None
     if resumed is not None:
@@ -109,6 +113,19 @@ def _copy_best(resumed: Path, checkpoints: Path) -> None:
     if resumed.parent.resolve() != checkpoints.resolve() and best.is_file():
         checkpoints.mkdir(exist_ok=True)
         write_whole(checkpoints / "best.ckpt", best.read_bytes())
+
+
+@rank_zero_only
+def _tell(built: Built) -> None:
+    """What a user has to know of how the images were read."""
+    source = built.source
+    for note in source.notes:
+        log.warning(note)
+    if source.passed_over:
+        kinds = sorted(source.passed_over.items(), key=lambda item: -item[1])
+        log.info("Passed over in %s: %s", source.name, ", ".join(f"{count} {kind}" for kind, count in kinds))
+    if source.leak:
+        log.warning("%s: %s. No number measured here is one of unseen classes", source.name, source.leak)
 
 
 @rank_zero_only
@@ -186,6 +203,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
+    _tell(built)
     _list_broken(built, folder)
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics

@@ -31,7 +31,7 @@ def marks(run: Run) -> dict[str, str]:
     row, settings = run.row, run.settings
     found = {}
     if row.get("leaked"):
-        found["†"] = "the test classes were watched during training"
+        found["†"] = row.get("leak") or "the test classes were watched during training"
     if settings.get("transform.ten_crop"):
         found["⊞"] = "embeddings averaged over ten crops"
     if settings.get("transform.crop_to_box"):

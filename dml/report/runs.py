@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# What may differ between runs that are averaged: the seed, what follows from it, and the version of the code (said
-# beneath the table: most changes of the code change no result).
-_FREE = frozenset({"seed", "evaluated_step", "code"})
+# What may differ between runs that are averaged: the seed, what follows from it, the version of the code (said
+# beneath the table: most changes of the code change no result), and what older rows do not have.
+_FREE = frozenset({"seed", "evaluated_step", "code", "class_disjoint", "leak"})
 # What follows from the fold, when that differs.
 _FOLD = frozenset({"split.fold", "train_images", "train_classes", "loss.num_classes"})
 
