@@ -200,7 +200,7 @@ def test_data(choice, tmp_path):
     load = pydoc.locate(settings["_target_"])
     assert set(settings) - {"_target_"} == set(inspect.signature(load).parameters)
     if choice == "folder":
-        settings["root"] = str(write_images(tmp_path / "tree", classes=4, images=2))
+        settings["root"] = str(write_images(tmp_path / "tree", classes=8, images=2))
     elif choice not in ("digits", "emoji"):
         pytest.skip("its files are not at hand")
     source = make(settings)
@@ -268,8 +268,8 @@ def test_experiment_runs(experiment, tmp_path):
     # On data at hand, in small batches and without downloads.
     small = ["trainer.max_steps=2", "trainer.val_check_interval=2", "backbone.pretrained=false", "loader.workers=0"]
     if not composed("train", f"experiment={experiment}").data._target_.startswith("dml.data.digits."):
-        tree = write_images(tmp_path / "tree", classes=6, images=4)
-        small += ["data=folder", f"data.root={tree}", "data.val_fraction=0.34", "evaluator.ks=[1]"]
+        tree = write_images(tmp_path / "tree", classes=8, images=4)
+        small += ["data=folder", f"data.root={tree}", "data.val_fraction=0.5", "evaluator.ks=[1]"]
         small += ["batch.classes_per_batch=2", "batch.samples_per_class=3", "batch.pairs=2"]
     metrics = train(tmp_path / "run", f"experiment={experiment}", *small).metrics
     assert "test/recall@1" in metrics

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
-from dml.app.checks import check_data
+from dml.app.checks import check_data, check_tested
 from dml.app.make import make
 from dml.app.settings import LATER, Splitting
 from dml.data.broken import find_broken, leave_out
@@ -77,7 +77,9 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
     # After the split: it is that of all images, so none changes sides when another is broken, or mended.
     source, validation, broken = _without_broken(cfg, source, validation)
-    if not for_evaluation:
+    if for_evaluation:
+        check_tested(cfg, source)
+    else:
         fill_in(cfg, source)
         check_data(cfg, source, validation)
     transforms = make(cfg.transform)

@@ -18,7 +18,7 @@ from dml.app.make import make
 from dml.app.schema import MISSING, fits, printable, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import LATER, Model, Training
-from dml.data.dataset import Records, Source
+from dml.data.dataset import TWO_CLASSES, Records, Source
 from dml.models.backbones import check_backbone, create_backbone
 
 
@@ -140,28 +140,57 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     problems: list[str] = []
     classes, images = source.train.num_classes, len(source.train)
     k, n = cfg.sampler.classes_per_batch, cfg.sampler.samples_per_class
+    held_out = "" if validation is None else f" (beside the {len(np.unique(validation.labels))} that validate)"
     if k * n > images:
         problems.append(
             f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
             f"training set of {images}"
         )
     if k > classes:
-        problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes")
+        problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes{held_out}")
     if cfg.loss.get("num_classes") is not None and cfg.loss.num_classes < classes:
         problems.append(f"loss.num_classes={cfg.loss.num_classes} is less than the {classes} training classes")
+    if classes < 2:
+        problems.append("data: the training part has one class, so no anchor has a negative")
+    if len(np.unique(source.train.labels)) == images:
+        problems.append("data: no class of the training part has two images, so no anchor has a positive")
+    problems += _tested(cfg, source, validation)
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def check_tested(cfg: DictConfig, source: Source) -> None:
+    """Hold a config against the data that is tested: all that evaluation needs.
+
+    Raises:
+        ValueError: one line a problem, each naming a config key.
+    """
+    if problems := list(_tested(cfg, source, None)):
+        raise ValueError("\n".join(problems))
+
+
+def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iterator[str]:
+    """Parts in which there is nothing to find, or whatever is found is right; more neighbours than there are."""
     neighbours = {}
     for side, queries, gallery in (("test", source.test, source.gallery), ("validation", validation, None)):
-        if queries is not None:
-            neighbours[side] = len(gallery) if gallery is not None else len(queries) - 1
-            if gallery is None and len(np.unique(queries.labels)) == len(queries):
-                problems.append(f"data: no class of the {side} part has two images, so no query has anything to find")
+        if queries is None:
+            continue
+        if gallery is not None:
+            neighbours[side] = len(gallery)
+            if len(np.unique(gallery.labels)) < 2:
+                yield "data: the gallery has one class, so whatever a query of it finds is right: it needs two"
+            if not np.isin(queries.labels, gallery.labels).any():
+                yield "data: no class of the queries is in the gallery, so no query has anything to find"
+            continue
+        neighbours[side] = len(queries) - 1
+        pairs = int((np.bincount(queries.labels) >= 2).sum())
+        if not pairs:
+            yield f"data: no class of the {side} part has two images, so no query has anything to find"
+        elif pairs < 2:
+            yield f"data: only one class of the {side} part has two images: {TWO_CLASSES}"
     fewest = min(neighbours, key=lambda side: neighbours[side])
     if "recall" in cfg.evaluator.metrics and max(cfg.evaluator.ks) > neighbours[fewest]:
-        problems.append(
+        yield (
             f"evaluator.ks={list(cfg.evaluator.ks)} asks for more neighbours than the {neighbours[fewest]} that a "
             f"query of the {fewest} part can have"
         )
-    if len(np.unique(source.train.labels)) == images:
-        problems.append("data: no class of the training part has two images, so no anchor has a positive")
-    if problems:
-        raise ValueError("\n".join(problems))

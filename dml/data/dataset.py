@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Source:
         leak: why no number of the test records is one of unseen classes, though one could take it for that; empty: no
             reason is known.
         passed_over: what was not read: an extension, or another word for the kind -> how many files (or classes).
-        notes: what else a user has to know of how the source was read, a sentence each.
+        notes: what else a user has to know of how the source was read and split, a sentence each.
     """
 
     name: str
@@ -90,7 +91,9 @@ class Source:
     def hold_out(self, fraction: float, fold: int | None = None, folds: int = 5) -> tuple["Source", Records]:
         """Split a validation part off the training records; the split depends on the arguments alone.
 
-        Class-disjoint sources give up whole classes, others a stratified part of the images.
+        Class-disjoint sources give up whole classes, others a stratified part of the images. Whole classes are two with
+        two images each at least, as in a part of one class every neighbour is a positive: more than `fraction` of them
+        if need be, which `notes` then says.
 
         Args:
             fraction: of the training classes (or images) that becomes the validation part, in (0, 1).
@@ -101,7 +104,8 @@ class Source:
             The source with fewer training records, and the validation records.
 
         Raises:
-            ValueError: no class or image would be left on one of the sides; names the config key.
+            ValueError: one of the sides (with folds: of any fold) would have too few classes or images; names the
+                config key.
         """
         if fold is None:
             if not 0 < fraction < 1:
@@ -111,12 +115,28 @@ class Source:
             if not 0 <= fold < folds or folds < 2:
                 raise ValueError(f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {folds - 1}")
             start, stop = fold / folds, (fold + 1) / folds
-        labels = self.train.labels
+        labels, notes = self.train.labels, self.notes
         rng = np.random.default_rng(0)
 
         if self.class_disjoint:
             classes = rng.permutation(self.train.num_classes)
-            held_out = np.isin(labels, classes[round(start * len(classes)) : round(stop * len(classes))])
+            useful = np.bincount(labels, minlength=len(classes))[classes] >= 2
+            first, last = round(start * len(classes)), round(stop * len(classes))
+            if fold is not None:
+                _check_folds(useful, folds)
+            elif last and (needed := _enough(useful, last)) > last:
+                notes += (
+                    f"the validation part has {needed} of {len(classes)} training classes, not {last} "
+                    f"(data.val_fraction={fraction}): {TWO_CLASSES}",
+                )
+                last = needed
+            if fold is None and last and not _can_train(useful[last:]):
+                raise ValueError(
+                    f"data.val_fraction={fraction} of {len(classes)} training classes is not possible: the validation "
+                    f"part takes {last} ({TWO_CLASSES}), and training needs two, of which one has two images. Give "
+                    "more training classes, or protocol=paper, which validates nothing"
+                )
+            held_out = np.isin(labels, classes[first:last])
         else:
             held_out = _part_of_each_class(labels, start, stop, rng)
         if held_out.all() or not held_out.any():
@@ -125,7 +145,37 @@ class Source:
                 f"images to train and {held_out.sum()} to validate"
             )
         validation = self.train.subset(np.flatnonzero(held_out))
-        return replace(self, train=self.train.subset(np.flatnonzero(~held_out))), validation
+        return replace(self, train=self.train.subset(np.flatnonzero(~held_out)), notes=notes), validation
+
+
+TWO_CLASSES = "it needs two classes with two images each, as in one class every neighbour is a positive"
+
+
+def _enough(useful: np.ndarray, least: int) -> int:
+    """How many classes from the first on are `least` at least and hold two useful ones: with two images each."""
+    second = np.flatnonzero(useful)[1:2]
+    return max(least, int(second[0]) + 1) if len(second) else len(useful)
+
+
+def _can_train(useful: np.ndarray) -> bool:
+    return len(useful) >= 2 and bool(useful.any())
+
+
+def _check_folds(useful: np.ndarray, folds: int) -> None:
+    """Refuse a number of folds of which one is too small: all of them are wanted, for their mean."""
+
+    def possible(folds: int) -> bool:
+        edges = [round(i / folds * len(useful)) for i in range(folds + 1)]
+        parts = [np.arange(a, b) for a, b in pairwise(edges)]
+        return all(useful[part].sum() >= 2 and _can_train(np.delete(useful, part)) for part in parts)
+
+    most = useful.sum() // 2
+    if folds > most or not possible(folds):
+        fewer = next((number for number in range(min(folds, most), 1, -1) if possible(number)), None)
+        raise ValueError(
+            f"data.folds={folds} of {len(useful)} training classes is not possible: a part would be too small to "
+            f"validate with ({TWO_CLASSES}). Give {f'data.folds={fewer}' if fewer else 'more training classes'}"
+        )
 
 
 def stratified_split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:

@@ -1,5 +1,6 @@
 """Checkpoints: the best by a validation metric, and the last, which a run goes on from as if nothing had happened."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from dml.engine.gather import add_over_ranks
 from dml.engine.stop import StopSignals
+
+log = logging.getLogger(__name__)
 
 
 class LastCheckpoint(Checkpoint):
@@ -82,10 +87,32 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Writes best.ckpt whenever a validation metric (higher is better) reaches a new best."""
+    """Writes best.ckpt whenever a validation metric (higher is better) is as good as its best or better.
+
+    So of equal values the later checkpoint wins: it has trained longer, and the first of many would be chosen by
+    chance. A metric that has reached 1, its maximum, can choose no more; that is told.
+    """
 
     def __init__(self, dirpath: str, monitor: str) -> None:
-        super().__init__(dirpath, "best", monitor=monitor, mode="max", enable_version_counter=False)
+        # Only after a validation: at the end of an epoch an old value would count as equal, with other weights.
+        super().__init__(
+            dirpath, "best", monitor=monitor, mode="max", enable_version_counter=False, save_on_train_epoch_end=False
+        )
+        self._told = False
+
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """Whether this value is the best so far, as Lightning asks before it writes."""
+        if current is None:
+            return False
+        if current >= 1 and not self._told:
+            self._told = True
+            rank_zero_only(log.warning)(
+                f"{self.monitor} has reached 1, its maximum, at step {trainer.global_step}: from here on it cannot "
+                "tell checkpoints apart, and the latest is kept. A finer protocol.monitor (val/map@r, val/map) can, or "
+                "a larger validation part (data.val_fraction)"
+            )
+        is_best = all(bool(current >= best) for best in self.best_k_models.values())  # one, or none yet
+        return trainer.strategy.reduce_boolean_decision(is_best)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a run whose best.ckpt was copied into this run's folder: Lightning forgets it otherwise."""
@@ -97,7 +124,9 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Stops after so many validations without a new best; a run that had stopped so does not train on."""
+    """Stops after so many validations without a new best, where an equal value is none; a run that had stopped so does
+    not train on.
+    """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning forgets that it had stopped."""

@@ -63,7 +63,7 @@ def write_images(root: Path, classes: int, images: int) -> Path:
     for c in range(classes):
         (root / f"class{c}").mkdir(parents=True)
         for i in range(images):
-            pixels = np.clip(rng.normal(40 * c + 20, 10, (12, 10, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(rng.normal(40 * c % 230 + 20, 10, (12, 10, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"class{c}" / f"{i}.png")
     return root
 

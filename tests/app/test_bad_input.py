@@ -1,10 +1,14 @@
 """Data with a class of one image, and a sweep over a key that does not exist, from the command to the metrics."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from dml.app.checks import check_tested
+from dml.data.dataset import Records, Source
 from dml.engine.module import MetricLearner
-from tests.app.conftest import QUIET, train, write_images
+from tests.app.conftest import QUIET, composed, evaluate, train, write_images
 from tests.app.test_processes import end, start
 from tests.retrieval import oracle
 
@@ -94,3 +98,38 @@ def test_more_neighbours_than_a_validation_query_has_are_refused_at_start(tmp_pa
     data = ("data=folder", f"data.root={tree}", "data.val_fraction=0.5", "batch.classes_per_batch=2")
     with pytest.raises(ValueError, match=r"evaluator\.ks=\[1, 8\] .* the 7 that a query of the validation part"):
         train(tmp_path / "run", *data, "evaluator.ks=[1,8]")
+
+
+def images_of(tmp_path, *sizes):
+    tree = write_images(tmp_path / "tree", classes=len(sizes), images=max(sizes))
+    for c, size in enumerate(sizes):
+        for i in range(size, max(sizes)):
+            (tree / f"class{c}" / f"{i}.png").unlink()
+    return ("data=folder", f"data.root={tree}", "evaluator.ks=[1]")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "key"), [((4, 4, 4, 4, 4), "data.train_fraction=0.8"), ((4, 4, 4, 1, 4, 1), "data.train_fraction=0.5")]
+)
+def test_a_test_part_of_one_class_is_refused_at_start(tmp_path, finished, sizes, key):
+    # Whatever the network, every neighbour of the only class is right.
+    data = (*images_of(tmp_path, *sizes), key)
+    said = r"data: only one class of the test part has two images: it needs two classes with two images"
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path / "run", *data, "protocol=paper", "batch.classes_per_batch=2")
+    with pytest.raises(ValueError, match=said):
+        evaluate(tmp_path / "again", finished.folder / "checkpoints" / "best.ckpt", *data)
+
+
+def test_a_gallery_of_one_class_is_refused():
+    records = Records(np.zeros((4, 8, 8), np.uint8), np.arange(4) // 2, ("a", "b"))
+    gallery = Records(records.images, np.zeros(4, np.int64), ("a", "b"))
+    source = Source("made", records, records, gallery, class_disjoint=False)
+    with pytest.raises(ValueError, match="data: the gallery has one class"):
+        check_tested(composed("train", "evaluator.ks=[1]"), source)
+    check_tested(composed("train", "evaluator.ks=[1]"), replace(source, gallery=records))
+
+
+def test_a_training_part_of_one_class_is_refused_at_start(tmp_path):
+    with pytest.raises(ValueError, match="data: the training part has one class, so no anchor has a negative"):
+        train(tmp_path / "run", *images_of(tmp_path, 4, 4, 4), "data.train_fraction=0.2", "protocol=paper")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.app.conftest import composed, evaluate, train, write_images
 
-SETTINGS = ("data=folder", "data.val_fraction=0.34", "evaluator.ks=[1]", "batch.classes_per_batch=2", "transform=paper",
+SETTINGS = ("data=folder", "data.val_fraction=0.5", "evaluator.ks=[1]", "batch.classes_per_batch=2", "transform=paper",
             "batch.samples_per_class=3", "transform.size=28", "transform.resize=32", "loader.workers=0")  # fmt: skip
 BROKEN = ("class0/3.png", "class1/0.png", "class4/2.png")
 
@@ -17,7 +17,7 @@ def trees(tmp_path_factory):
     """A tree with three broken images, and the same tree without them."""
     folder = tmp_path_factory.mktemp("trees")
     for name in ("broken", "without"):
-        write_images(folder / name / "tree", classes=6, images=5)
+        write_images(folder / name / "tree", classes=8, images=5)
     for image in BROKEN:
         (folder / "without" / "tree" / image).unlink()
         file = folder / "broken" / "tree" / image
@@ -64,7 +64,7 @@ def test_no_image_changes_sides_for_those_that_are_broken(trees, tmp_path):
     from dml.app.build import build
 
     def parts(*settings):
-        data = build(composed("train", "logger=none", "data.train_fraction=0.84", *settings)).data
+        data = build(composed("train", "logger=none", "data.train_fraction=0.75", *settings)).data
         return [set(part.records.images) for part in (data._train, data._validation)]
 
     root = tmp_path / "tree"

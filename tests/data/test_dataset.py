@@ -66,7 +66,7 @@ def test_common_classes_are_refused_when_the_source_is_class_disjoint():
     Source("made", train, make_records([2], prefix="x"))
 
 
-@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.7])
 def test_hold_out_gives_up_whole_classes(fraction):
     source = make_source([3, 1, 5, 2, 4, 2, 2, 9, 1, 6])
     rest, validation = source.hold_out(fraction)
@@ -74,7 +74,61 @@ def test_hold_out_gives_up_whole_classes(fraction):
     assert not set(validation.class_names) & set(rest.train.class_names)
     assert named(validation) | named(rest.train) == named(source.train)
     assert len(validation) + len(rest.train) == 35
-    assert rest.test is source.test and rest.name == source.name and rest.class_disjoint
+    assert rest.test is source.test and rest.name == source.name and rest.class_disjoint and rest.notes == ()
+
+
+def pairs(records):
+    """Classes with two images or more."""
+    return (np.bincount(records.labels) >= 2).sum()
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.2, 0.25, 0.5])
+@pytest.mark.parametrize("classes", range(4, 21))
+def test_a_validation_part_has_two_classes(classes, fraction):
+    asked = round(classes * fraction)
+    if not asked:
+        with pytest.raises(ValueError, match=r"data\.val_fraction"):
+            make_source([3] * classes).hold_out(fraction)
+        return
+    source = make_source([3] * classes)
+    rest, validation = source.hold_out(fraction)
+    assert validation.num_classes == pairs(validation) == max(2, asked)
+    assert rest.train.num_classes == classes - max(2, asked) >= 2
+    assert named(validation) | named(rest.train) == named(source.train)
+    if asked >= 2:
+        assert rest.notes == ()
+    else:
+        (note,) = rest.notes
+        assert f"2 of {classes} training classes, not 1 (data.val_fraction={fraction})" in note
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_classes_of_one_image_do_not_count_for_a_validation_part(seed):
+    sizes = np.random.default_rng(seed).integers(1, 3, 12).tolist()
+    source = make_source(sizes)
+    rest, validation = source.hold_out(0.2)
+    assert pairs(validation) >= 2 and pairs(rest.train) >= 1 and rest.train.num_classes >= 2
+    assert validation.num_classes == 2 or (pairs(validation) == 2 and rest.notes)
+
+
+@pytest.mark.parametrize("sizes", [[5], [5, 5], [5, 5, 5], [5, 5, 1, 1], [5, 1, 1, 1, 1, 1]])
+def test_too_few_classes_to_validate_with_are_refused(sizes):
+    with pytest.raises(ValueError, match=r"data\.val_fraction=0\.3\b"):
+        make_source(sizes).hold_out(0.3)
+
+
+@pytest.mark.parametrize("folds", range(2, 8))
+@pytest.mark.parametrize("classes", range(4, 21))
+def test_every_fold_has_two_classes_or_all_are_refused(classes, folds):
+    source = make_source([2] * classes)
+    if classes // folds >= 2:
+        parts = [source.hold_out(0.2, fold, folds) for fold in range(folds)]
+        assert all(pairs(validation) >= 2 and pairs(rest.train) >= 2 for rest, validation in parts)
+        assert sorted(number for _, part in parts for number in numbers(part)) == list(range(2 * classes))
+        return
+    for fold in range(folds):
+        with pytest.raises(ValueError, match=rf"data\.folds={folds} of {classes} .*Give data\.folds={classes // 2}"):
+            source.hold_out(0.2, fold, folds)
 
 
 @pytest.mark.parametrize("fraction", [0.2, 0.5])
@@ -91,17 +145,18 @@ def test_hold_out_is_stratified_where_classes_are_shared(fraction):
 @pytest.mark.parametrize("folds", [2, 3, 5])
 @pytest.mark.parametrize("class_disjoint", [True, False])
 def test_folds_partition_the_training_part(folds, class_disjoint):
-    source = make_source([3, 7, 5, 2, 4, 8, 6], class_disjoint)
+    sizes = [3, 7, 5, 2, 4, 8, 6, 2, 3, 4, 5]
+    source = make_source(sizes, class_disjoint)
     seen = []
     for fold in range(folds):
         rest, validation = source.hold_out(0.1, fold=fold, folds=folds)
         assert named(validation) | named(rest.train) == named(source.train)
-        assert len(validation) + len(rest.train) == 35
+        assert len(validation) + len(rest.train) == sum(sizes)
         assert class_disjoint != bool(set(validation.class_names) & set(rest.train.class_names))
         if class_disjoint:
-            assert 7 // folds <= validation.num_classes <= 7 // folds + 1
+            assert 11 // folds <= validation.num_classes <= 11 // folds + 1
         seen += numbers(validation)
-    assert sorted(seen) == list(range(35))
+    assert sorted(seen) == list(range(sum(sizes)))
 
 
 @pytest.mark.parametrize("class_disjoint", [True, False])

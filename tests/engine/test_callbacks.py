@@ -35,6 +35,33 @@ def test_best_is_the_best_validation_and_last_the_last_step(tmp_path, scores, be
     assert step_of(tmp_path / "best.ckpt") == best and step_of(tmp_path / "last.ckpt") == 7
 
 
+@pytest.mark.parametrize(("scores", "best"), [((0.5, 0.5, 0.1), 4), ((0.1, 0.5, 0.5), 6), ((0.9, 0.5, 0.9), 6)])
+def test_of_equal_values_the_later_checkpoint_wins(tmp_path, scores, best):
+    run(tmp_path, 7, *scores)
+    assert step_of(tmp_path / "best.ckpt") == best
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_of_equal_values_the_same_wins_in_a_run_that_goes_on(tmp_path, stop):
+    scores = (0.5, 0.9, 0.9, 0.9, 0.1)
+    run(tmp_path, stop, *scores)
+    resumed = run(tmp_path, 10, *scores[stop // 2 :], ckpt_path=tmp_path / "last.ckpt")
+    assert step_of(tmp_path / "best.ckpt") == 8
+    assert resumed.checkpoint_callbacks[0].best_model_score == torch.tensor(0.9)
+
+
+def test_an_equal_value_is_no_new_best_for_patience(tmp_path):
+    assert run(tmp_path, 20, 0.1, 0.5, 0.5, 0.5, 0.9, patience=2).global_step == 8
+    assert step_of(tmp_path / "best.ckpt") == 8
+
+
+def test_a_monitor_at_its_maximum_is_told_once(tmp_path, caplog):
+    run(tmp_path, 7, 0.9, 1.0, 1.0)
+    (told,) = [record.getMessage() for record in caplog.records if "its maximum" in record.getMessage()]
+    assert told.startswith("val/recall@1 has reached 1, its maximum, at step 4") and "protocol.monitor" in told
+    assert step_of(tmp_path / "best.ckpt") == 6
+
+
 def test_without_a_monitor_there_is_no_best(tmp_path):
     run(tmp_path, 4, 0.1, 0.9, monitor=None)
     assert names(tmp_path) == ["last.ckpt"]
