@@ -5,6 +5,7 @@ Importing this file makes `timm.create_model("googlenet", ...)` and `timm.create
 
 import logging
 import urllib.error
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
 
 from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
-from dml.models.weights import Filter, check_file, first_line, load_weights, read_weights
+from dml.models.packaged import PACKAGED, by_order, packaged_file
+from dml.models.weights import Filter, State, check_file, fingerprint, first_line, load_weights, read_weights
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +110,8 @@ def create_backbone(
 
     Args:
         name: any name of `timm.list_models()`, googlenet, convnet, ...
-        pretrained: download the ImageNet weights (timm's choice for the name).
+        pretrained: take the ImageNet weights of an installed package that carries them (dml/models/packaged.py), else
+            download those that timm has for the name.
         checkpoint_path: a weights file on disk, used instead of the download: of timm, torchvision or the network's
             authors, with or without a classifier, or a checkpoint of ours, of which the backbone is taken. All weights
             of the backbone must be in it; what was left out is logged (dml/models/weights.py).
@@ -129,15 +132,17 @@ def create_backbone(
     if options.get("in_chans", 3) != 3:
         raise ValueError(f"backbone.in_chans={options['in_chans']} is not possible: images are read as RGB, 3 channels")
     try:
-        if checkpoint_path is None:
-            return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        return _from_file(name, checkpoint_path, options)
+        if checkpoint_path is not None:
+            return _from_file(name, checkpoint_path, options)
+        if pretrained and (packaged := packaged_file(name)) is not None:
+            return _from_package(name, packaged, options)
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:
         if pretrained and checkpoint_path is None and _is_missing_download(error):
             raise ValueError(
                 f"the pretrained weights of {name} could not be downloaded ({first_line(error)}). Fetch "
                 f"{_where_from(name)} on a machine with network and set backbone.checkpoint_path=FILE, "
-                "or train from scratch with backbone.pretrained=false"
+                f"{_or_install(name)}or train from scratch with backbone.pretrained=false"
             ) from error
         if options and not str(error).startswith("backbone."):
             raise ValueError(
@@ -148,8 +153,23 @@ def create_backbone(
 
 
 def _from_file(name: str, path: str, options: dict[str, Any]) -> nn.Module:
+    """A network with the weights of a file of the user's."""
+    return _with_weights(name, path, *read_weights(path, "backbone.checkpoint_path"), options)
+
+
+def _from_package(name: str, file: Path, options: dict[str, Any]) -> nn.Module:
+    """A network with the weights that an installed package carries."""
+    known = PACKAGED[name]
+    if fingerprint(file) != known.sha256[:12]:
+        raise ValueError(f"{file} of the package {known.distribution} is not the file that is known: install it again")
+    state, place = read_weights(file, "backbone.pretrained")
+    overlay = {"mean": known.mean, "std": known.std, **options.pop("pretrained_cfg_overlay", {})}
+    options = {**options, "pretrained_cfg_overlay": overlay}
+    return _with_weights(name, f"the package {known.distribution}", by_order(name, state), place, options)
+
+
+def _with_weights(name: str, path: str, state: State, place: str, options: dict[str, Any]) -> nn.Module:
     """Build a network as timm does, our own loading in the place of timm's, which passes over what does not fit."""
-    state, place = read_weights(path, "backbone.checkpoint_path")
     said: list[str] = []
 
     def load(model: nn.Module, pretrained_cfg: Any = None, filter_fn: Filter | None = None, **others: Any) -> None:
@@ -206,6 +226,10 @@ def _is_missing_download(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _or_install(name: str) -> str:
+    return f"or pip install {PACKAGED[name].distribution}, " if name in PACKAGED else ""
 
 
 def _where_from(name: str) -> str:
