@@ -108,6 +108,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         eval_batch_size=cfg.loader.eval_batch_size,
         workers=_workers(cfg, source.train, light),
         reads_ahead=light,
+        own_index=source.own_index,
     )
     no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation else {}
     backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})

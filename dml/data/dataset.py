@@ -1,5 +1,6 @@
 """Records of images and labels, the sources they form, and the torch data set over them."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -87,6 +88,25 @@ class Source:
                 f"data: {len(common)} test classes of {self.name} are training classes too "
                 f"(the first: {common[0]}): no number measured on them would be one of unseen classes"
             )
+
+    @property
+    def own_index(self) -> np.ndarray | None:
+        """Where in the gallery the image of each test query is [Q], -1 if it is not there; None without a gallery.
+
+        The same image is the same file, links followed, cut to the same box if there are boxes. Images in memory are
+        taken for different ones.
+        """
+        if self.gallery is None:
+            return None
+        if isinstance(self.test.images, np.ndarray) or isinstance(self.gallery.images, np.ndarray):
+            return np.full(len(self.test), -1)
+
+        def keys(records: Records) -> list[tuple[str, ...]]:
+            boxes = [()] * len(records) if records.boxes is None else records.boxes.tolist()
+            return [(os.path.realpath(image), *map(str, box)) for image, box in zip(records.images, boxes, strict=True)]
+
+        place = {key: index for index, key in enumerate(keys(self.gallery))}
+        return np.array([place.get(key, -1) for key in keys(self.test)])
 
     def hold_out(self, fraction: float, fold: int | None = None, folds: int = 5) -> tuple["Source", Records]:
         """Split a validation part off the training records; the split depends on the arguments alone.

@@ -105,6 +105,7 @@ class RetrievalData(pl.LightningDataModule):
         seed: of the batches and of the images' random choices.
         eval_batch_size: images per validation or test batch.
         workers: loader processes.
+        own_index: [Q] where in the gallery the image of each test query is, which it must not find; -1: nowhere.
         reads_ahead: without any, a thread reads the next batches; only for transforms that draw from the generator that
             they are given.
     """
@@ -122,11 +123,13 @@ class RetrievalData(pl.LightningDataModule):
         eval_batch_size: int,
         workers: int,
         reads_ahead: bool = False,
+        own_index: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         self._train, self._validation, self._test, self._gallery = train, validation, test, gallery
         self._labels, self._sampler_factory, self._seed = labels, sampler, seed
         self._eval_batch_size = eval_batch_size
+        self.own_index = own_index
         self._workers, self._reads_ahead = workers, reads_ahead
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None

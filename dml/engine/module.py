@@ -26,7 +26,9 @@ class MetricLearner(pl.LightningModule):
     Args:
         embedder: images -> embeddings [B, D].
         loss: (embeddings [m, D], labels [m]) -> scalar; its own weights, if any, are trained too.
-        evaluator: (embeddings, labels, gallery=, gallery_labels=, share=, add_up=, progress=) -> dict of floats.
+        evaluator: (embeddings, labels, gallery=, gallery_labels=, own_index=, share=, add_up=, progress=) -> dict of
+            floats. own_index says where in the gallery the image of each test query is, and is the attribute of that
+            name of the data module (RetrievalData takes it); without one, no query is in the gallery.
         optimizer: factory, parameters -> optimiser.
         scheduler: factory, optimiser -> learning rate scheduler, stepped after every batch; None: constant rate.
         config: plain data that checkpoints carry, to rebuild all this.
@@ -172,6 +174,8 @@ class MetricLearner(pl.LightningModule):
             *queries,
             gallery=gallery[0],
             gallery_labels=gallery[1],
+            # Galleries are in the test alone, and so are queries that are in one.
+            own_index=None if gallery[0] is None else getattr(self.trainer.datamodule, "own_index", None),  # type: ignore[attr-defined]
             share=processes(),
             add_up=lambda values: add_over_ranks(values, self.device),
             progress=self._show_clustering,

@@ -1,6 +1,8 @@
 """Embeddings and labels -> a flat dict of retrieval metrics."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
@@ -9,6 +11,7 @@ from annotated_types import Ge, Interval, MinLen
 from torch import Tensor
 
 from dml.retrieval import metrics as m
+from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, positive_ranks
 from dml.retrieval.search import searched_ranks
 from dml.retrieval.tiles import squared_distances
@@ -29,8 +32,9 @@ class Evaluator:
     """Calls `evaluator(embeddings [N, D], labels [N])` -> {"recall@1": ..., "map@r": ..., ...}, all in [0, 1].
 
     Each item is searched among the others; with `gallery` and `gallery_labels`, each query among the gallery.
-    Distances are Euclidean and exact. A query itself is excluded by its index. Ties: of two equally near items the one
-    with the lower index comes first, on every backend and device.
+    Distances are Euclidean and exact. A query itself is excluded by its index; where queries are in the gallery too,
+    `own_index` says where. Ties: of two equally near items the one with the lower index comes first, on every backend
+    and device.
     A query without positive (the only image of its class) counts as a miss in Recall@K, and the other rank metrics
     leave it out; in the gallery of the other queries, and among what NMI clusters, it stays.
 
@@ -44,7 +48,8 @@ class Evaluator:
 
     Raises:
         ValueError: an unknown metric or backend, a K below 1 or beyond the gallery, embeddings that are not finite or
-            do not fit the labels, labels that are neither whole numbers nor words, no query with a positive.
+            do not fit the labels, labels that are neither whole numbers nor words, no query with a positive, a gallery
+            without labels or labels without a gallery, an own_index that does not fit.
     """
 
     def __init__(
@@ -62,9 +67,9 @@ class Evaluator:
                 raise ValueError(f"evaluator.metrics: {name} is none of {', '.join(METRICS)}")
         if not metrics:
             raise ValueError(f"evaluator.metrics=[] is not possible: choose of {', '.join(METRICS)}")
-        if "recall" in metrics and not (
-            isinstance(ks, Sequence) and ks and all(isinstance(k, int) and k >= 1 for k in ks)
-        ):
+        wanted = list(ks) if isinstance(ks, Sequence | np.ndarray) else []
+        possible = all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in wanted)
+        if "recall" in metrics and not (wanted and possible):
             raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers from 1 on")
         if backend not in BACKENDS:
             raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
@@ -72,7 +77,8 @@ class Evaluator:
             raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
         if not 0 <= nmi_seed < 2**32:
             raise ValueError(f"evaluator.nmi_seed={nmi_seed} is not possible: it must be from 0 to {2**32 - 1}")
-        self.ks, self.metrics, self.normalize = tuple(ks), tuple(metrics), normalize
+        self.ks = tuple(int(k) for k in wanted) if possible else ()
+        self.metrics, self.normalize = tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
 
     def __call__(
@@ -82,6 +88,7 @@ class Evaluator:
         *,
         gallery: Any = None,
         gallery_labels: Any = None,
+        own_index: Any = None,
         share: tuple[int, int] = (0, 1),
         add_up: Callable[[np.ndarray], np.ndarray] = lambda values: values,
         progress: Callable[[int, int], None] = lambda done, of: None,
@@ -90,27 +97,41 @@ class Evaluator:
 
         Args:
             embeddings: [N, D], on the device that is to do the work. labels: [N].
-            gallery, gallery_labels: where to search, if not among the others.
+            gallery, gallery_labels: where to search, if not among the others: [G, D] and [G].
+            own_index: [N] whole numbers: where in the gallery the image of each query is, which it does not find; -1:
+                nowhere. None: nowhere for all; a warning says when the rows look otherwise. Other rows of the gallery
+                that equal a query's are found.
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
         """
-        x, y = self._prepare(embeddings, labels)
-        g, g_labels = (None, None) if gallery is None else self._prepare(gallery, gallery_labels)
-        available = len(x) - 1 if g is None else len(g)
+        if (gallery is None) != (gallery_labels is None):
+            given, missing = ("gallery", "gallery_labels") if gallery_labels is None else ("gallery_labels", "gallery")
+            raise ValueError(f"evaluation with {given}= needs {missing}= too")
+        x = self._prepare(embeddings, "embeddings")
+        if gallery is None:
+            g, g_labels, (y,) = None, None, class_numbers(labels)
+        else:
+            g = self._prepare(gallery, "gallery")
+            y, g_labels = class_numbers(labels, gallery_labels)
+        for what, rows, numbers in (("labels", x, y), ("gallery_labels", g, g_labels)):
+            if rows is not None and numbers is not None and len(rows) != len(numbers):
+                raise ValueError(f"evaluation takes as many {what} as embeddings, not {len(numbers)} for {len(rows)}")
+        own = _own_index(own_index, x, g)
+        available = len(x) - 1 if g is None else len(g) - int(own is not None and (own >= 0).any())
         if "recall" in self.metrics and max(self.ks) > available:
             raise ValueError(f"evaluator.ks asks for {max(self.ks)} neighbours, but a query can have 1 to {available}")
-        positives = positive_counts(y, g_labels)
+        positives = positive_counts(y, g_labels, own)
         if not positives.any():
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
         if wanted := set(self.metrics) - {"nmi"}:
             if self.backend == "ranks":
                 only = wanted <= {"recall", "mrr"}
-                ranks = positive_ranks(x, y, g, g_labels, nearest_only=only, share=share, add_up=add_up)
+                ranks = positive_ranks(x, y, g, g_labels, own, nearest_only=only, share=share, add_up=add_up)
             else:
                 depth = None if wanted & {"map", "mrr"} else max(*self.ks, int(positives.max()))
-                ranks = searched_ranks(_numpy(x), y, None if g is None else _numpy(g), g_labels, depth=depth)
+                ranks = searched_ranks(_numpy(x), y, None if g is None else _numpy(g), g_labels, own, depth=depth)
             if "recall" in wanted:
                 results.update({f"recall@{k}": m.recall_at_k(ranks, k) for k in self.ks})
             results.update({name: metric(ranks) for name, metric in OF_RANKS.items() if name in wanted})
@@ -120,20 +141,37 @@ class Evaluator:
             results["nmi"] = float(add_up(np.array([value]))[0])
         return results
 
-    def _prepare(self, embeddings: Any, labels: Any) -> tuple[Tensor, np.ndarray]:
+    def _prepare(self, embeddings: Any, what: str) -> Tensor:
         if not isinstance(embeddings, Tensor):  # torch takes no negative strides and no foreign byte order
             embeddings = torch.from_numpy(np.array(embeddings, dtype=np.float32, order="C"))
         x = embeddings.detach().to(torch.float32)
         x = x.cpu() if x.device.type == "mps" else x  # Apple's GPUs have no float64
-        y = np.asarray(labels.tolist() if isinstance(labels, Tensor) else labels)
-        if x.ndim != 2 or y.shape != x.shape[:1] or not x.numel():
-            raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {tuple(x.shape)} and {y.shape}")
-        if y.dtype.kind not in "biuUS":
-            raise ValueError(f"evaluation takes labels that are whole numbers or words, not {y.dtype}")
+        if x.ndim != 2 or not x.numel():
+            raise ValueError(f"evaluation takes embeddings [N, D] and labels [N], not {what} {list(x.shape)}")
         broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in x.split(1024))
         if broken:
             raise ValueError(f"{broken} of {len(x)} embeddings are NaN or infinite")
-        return _normalized(x) if self.normalize else x, y
+        return _normalized(x) if self.normalize else x
+
+
+def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None:
+    """Checked, as [Q] int64; None if no query is in the gallery. Warns of queries that seem to be there unsaid."""
+    if own_index is None:
+        if g is not None and x.shape == g.shape and torch.equal(x, g):
+            warnings.warn(
+                f"queries and gallery are the same {len(x)} embeddings, so each query finds itself: leave the gallery "
+                "out to search each among the others, or give own_index=, where each query is in the gallery",
+                stacklevel=3,
+            )
+        return None
+    if g is None:
+        raise ValueError("evaluation with own_index= needs gallery= too: without one, a query never finds itself")
+    own = np.asarray(own_index.tolist() if isinstance(own_index, Tensor) else own_index)
+    if own.shape != (len(x),) or own.dtype.kind not in "iu":
+        raise ValueError(f"own_index must be {len(x)} whole numbers, one a query, not {own.dtype} {list(own.shape)}")
+    if own.min() < -1 or own.max() >= len(g):
+        raise ValueError(f"own_index must be from -1 (none) to {len(g) - 1}, not {own.min()} to {own.max()}")
+    return own.astype(np.int64) if (own >= 0).any() else None
 
 
 def _normalized(x: Tensor) -> Tensor:

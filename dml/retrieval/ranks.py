@@ -40,11 +40,16 @@ class Ranks:
     counts: np.ndarray
 
 
-def positive_counts(query_labels: np.ndarray, gallery_labels: np.ndarray | None = None) -> np.ndarray:
-    """How many positives each query [Q] has in the gallery; without one, among the others."""
+def positive_counts(
+    query_labels: np.ndarray, gallery_labels: np.ndarray | None = None, own_index: np.ndarray | None = None
+) -> np.ndarray:
+    """How many positives each query [Q] has in the gallery, without itself there; without one, among the others."""
     classes, sizes = np.unique(query_labels if gallery_labels is None else gallery_labels, return_counts=True)
     place = np.searchsorted(classes, query_labels).clip(max=len(classes) - 1)
-    return np.where(classes[place] == query_labels, sizes[place], 0) - (gallery_labels is None)
+    counts = np.where(classes[place] == query_labels, sizes[place], 0)
+    if gallery_labels is None:
+        return counts - 1
+    return counts if own_index is None else counts - ((own_index >= 0) & (gallery_labels[own_index] == query_labels))
 
 
 @torch.inference_mode()
@@ -53,6 +58,7 @@ def positive_ranks(
     query_labels: np.ndarray,
     gallery: Tensor | None = None,
     gallery_labels: np.ndarray | None = None,
+    own_index: np.ndarray | None = None,
     *,
     nearest_only: bool = False,
     share: tuple[int, int] = (0, 1),
@@ -66,6 +72,7 @@ def positive_ranks(
         queries: [Q, D] float32, finite. query_labels: [Q].
         gallery: [N, D]; None: each query is searched among the others, itself left out by its index.
         gallery_labels: [N].
+        own_index: [Q] where each query is in the gallery, which it does not find; -1: nowhere. None: nowhere for all.
         nearest_only: count for the nearest positive of each query only, which is all that Recall@K needs.
         share: (r, n): this process counts part r of n of the tiles,
         add_up: and this adds up the [P] counts of all processes.
@@ -78,6 +85,7 @@ def positive_ranks(
     place = Place.of(queries, gallery)
     g = Side(gallery, gallery_labels, gallery_labels, place)
     q = g if among_others else Side(queries, query_labels, gallery_labels, place)
+    q.own = _own(q, g, np.arange(len(g)) if among_others else own_index)
     step = _TILE.get(gallery.device.type, 1024)
     workers = min(torch.get_num_threads(), _WORKERS) if gallery.device.type == "cpu" else 1
     columns = [slice(at, at + step) for at in range(0, len(g), step)]
@@ -104,6 +112,15 @@ def positive_ranks(
     return _in_order(q.index.numpy(force=True), positives, before)
 
 
+def _own(q: Side, g: Side, own_index: np.ndarray | None) -> Tensor:
+    """Where each of the sorted queries is in the sorted gallery [Q], -1: nowhere."""
+    if own_index is None:
+        return torch.full_like(q.index, -1)
+    place = torch.full((len(g) + 1,), -1, device=g.x.device)  # the last for those that are nowhere
+    place[g.index] = torch.arange(len(g), device=g.x.device)
+    return place[torch.from_numpy(own_index).to(g.x.device)[q.index]]
+
+
 def _in_order(index: np.ndarray, positives: np.ndarray, before: np.ndarray) -> Ranks:
     """The ranks, of the negatives [P] before each positive of the sorted queries, in the order of the queries."""
     query = np.repeat(index, positives)
@@ -119,7 +136,8 @@ class _Rows:
 
     def __init__(self, q: Side, g: Side, items: slice, nearest_only: bool) -> None:
         self.q, self.g, self.items = q, g, slice(items.start, min(items.stop, len(q)))
-        positives = q.last[self.items] - q.first[self.items] - int(q is g)
+        first, last, own = q.first[self.items], q.last[self.items], q.own[self.items]
+        positives = last - first - ((first <= own) & (own < last)).long()
         width = int((q.last[self.items] - q.first[self.items]).max())
         most = min(int(positives.max()), 1 if nearest_only else width)
         found = [self._positives(rows, width, most) for rows in self._few()]
@@ -141,9 +159,7 @@ class _Rows:
         row = torch.arange(rows.start, rows.stop, device=q.x.device)[:, None]
         first, last = q.first[rows, None], q.last[rows, None]
         candidate = first + torch.arange(width, device=q.x.device)
-        positive = candidate < last
-        if q is g:
-            positive &= candidate != row
+        positive = (candidate < last) & (candidate != q.own[rows, None])
         if not positive.any():
             candidate = candidate[:, :most]
             return candidate, candidate.double().fill_(-torch.inf), row.double().fill_(0)

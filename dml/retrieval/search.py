@@ -49,21 +49,22 @@ class Search:
 
         Args:
             queries: [Q, D].
-            k: number of neighbours, at most N (N - 1 with own_index).
-            own_index: [Q] index of each query in the gallery, which is left out; None: queries are not in it.
+            k: number of neighbours, at most N (N - 1 where a query is in the gallery).
+            own_index: [Q] index of each query in the gallery, which is left out; -1 or None: it is not in it.
 
         Raises:
             ValueError: k is larger than what there is to find, queries are not finite, or of another D.
         """
         _finite(queries)
         gallery, g = self.gallery, self.centred
-        available = len(g) - (own_index is not None)
+        inside = own_index is not None and bool((own_index >= 0).any())
+        available = len(g) - inside
         if not 0 < k <= available:
             raise ValueError(f"evaluator.ks asks for {k} neighbours, but a query can have 1 to {available}")
         if queries.shape[1] != g.shape[1]:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {g.shape[1]}")
         q = (queries - self.centre) / self.scale
-        wanted = min(k + (own_index is not None) + _SPARE, len(g))
+        wanted = min(k + inside + _SPARE, len(g))
         found = np.empty((len(q), k), dtype=np.int64)
         distances = np.empty((len(q), k), dtype=np.float64)
 
@@ -103,6 +104,7 @@ def searched_ranks(
     query_labels: np.ndarray,
     gallery: np.ndarray | None = None,
     gallery_labels: np.ndarray | None = None,
+    own_index: np.ndarray | None = None,
     *,
     depth: int | None = None,
 ) -> Ranks:
@@ -112,16 +114,18 @@ def searched_ranks(
         queries: [Q, D]. query_labels: [Q].
         gallery: [N, D]; None: each query is searched among the others.
         gallery_labels: [N].
+        own_index: [Q] where each query is in the gallery, which it does not find; -1: nowhere. None: nowhere for all.
         depth: how many neighbours to look at, None for all; positives beyond them get rank N.
     """
-    counts = positive_counts(query_labels, gallery_labels)
-    own = np.arange(len(queries)) if gallery is None else None
+    counts = positive_counts(query_labels, gallery_labels, own_index)
+    own = np.arange(len(queries)) if gallery is None else own_index
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels = queries, query_labels
-    available = len(gallery) - (own is not None)
+    available = len(gallery) - (own is not None and bool((own >= 0).any()))
     depth = available if depth is None else min(depth, available)
     search = Search(gallery)
-    ranks = np.full(int(counts.sum()), len(gallery))
+    # Where some queries are in the gallery and others are not, these may miss their last: it has rank N - 1.
+    ranks = np.full(int(counts.sum()), len(gallery) if depth < available else depth)
     first = counts.cumsum() - counts
     for rows in _blocks(np.arange(len(queries)), depth + _SPARE):
         neighbours, _ = search(queries[rows], depth, None if own is None else own[rows])

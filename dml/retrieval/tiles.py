@@ -54,6 +54,7 @@ class Side:
         x: [n, D] as they came.
         index: [n] the place before sorting.
         first, last: [n] where the class of an item begins and ends in the sorted gallery; 0, 0 if it is not there.
+        own: [n] where the item is in the sorted gallery, -1 if it is not; set from outside.
         moved: [n, D] float32, sorted and moved to their Place. norm: [n] float64, of the moved.
     """
 
@@ -70,6 +71,7 @@ class Side:
         last = np.where(known, ends[rank], 0)[index]
         first = last - np.where(known, sizes[found], 0)[index]
         self.x, self.place = x, place
+        self.own: Tensor
         self.index, self.first, self.last = (torch.from_numpy(each).to(x.device) for each in (index, first, last))
         self.moved = torch.empty_like(x, memory_format=torch.contiguous_format)
         self.norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
@@ -109,7 +111,7 @@ def rounding(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) 
 
 
 class Tile:
-    """Similarities of some queries (rows) to some of the gallery (columns); within a class they are -inf.
+    """Similarities of some queries (rows) to some of the gallery (columns); to the own class and itself they are -inf.
 
     Made once in each precision that is asked for.
     """
@@ -132,6 +134,9 @@ class Tile:
             if ((first < s.shape[1]) & (last > 0)).any():
                 column = torch.arange(s.shape[1], device=s.device)
                 s.masked_fill_((first <= column) & (column < last), -torch.inf)
+            own = self.q.own[self.rows] - self.columns.start  # of another class, if its label there is another
+            here = ((own >= 0) & (own < s.shape[1])).nonzero()[:, 0]
+            s[here, own[here]] = -torch.inf
             self.made[dtype] = s
         return self.made[dtype]
 

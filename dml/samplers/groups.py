@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,12 +20,13 @@ class GroupSampler(Sampler[list[int]]):
     no image of a class while another image of it waits. As every class weighs the same, an epoch shows the images of
     small classes more often than those of large ones, and may leave some of the latter out.
     Seeds: the batches depend on `seed` and the epoch alone, not on any global random state, on the number of workers
-    or of processes. `set_epoch(e)` chooses the epoch (0 at first) and goes to its beginning; without it the same
-    epoch is drawn again.
+    or of processes. `set_epoch(e)` chooses the epoch (0 at first) and goes to its beginning. Without it, iterating
+    again after an epoch was used up draws the next one: a plain loop sees new batches each time, and the same ones when
+    it is run again with the same seed.
     Processes: all of them draw the same global batch; rank r of W yields its r-th of W contiguous parts, whose sizes
     differ by one at most. The parts in the order of ranks are the batch of a single process.
     Resume: `state_dict()` holds seed, epoch and the batches of it already handed out; iterating after
-    `load_state_dict()` hands out the rest.
+    `load_state_dict()` hands out the rest, and so does iterating again after a loop that was left early.
 
     Args:
         classes_per_batch: k.
@@ -50,6 +52,8 @@ class GroupSampler(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         given = np.asarray(labels)
+        if given.dtype.kind == "O" and all(isinstance(label, Integral) for label in given.flat):
+            given = np.array([int(label) for label in given.flat]).reshape(given.shape)  # of pandas, for instance
         # Numpy makes floats of whole numbers beyond 64 bits, and one class of two that it rounds.
         if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
             raise ValueError(f"sampler.labels must be whole numbers [N], not {given.dtype} {list(given.shape)}")
@@ -103,13 +107,15 @@ class GroupSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Hand out the rest of the epoch: lists of this rank's indices."""
-        start = self.position
+        epoch, start = self.epoch, self.position
         for number, batch in enumerate(self._epoch_batches()):
             if number >= start:
-                # Counted before it is handed out: whoever holds the batch finds it counted.
-                self.position = number + 1
+                if self.epoch == epoch:  # else someone went elsewhere, and counts there
+                    # Counted before it is handed out: whoever holds the batch finds it counted.
+                    self.position = number + 1
                 yield np.array_split(batch, self.world_size)[self.rank].tolist()
-        self.position = 0
+        if self.epoch == epoch:
+            self.epoch, self.position = epoch + 1, 0
 
     def _epoch_batches(self) -> Iterator[np.ndarray]:
         rng = np.random.default_rng([self.seed, self.epoch])

@@ -191,6 +191,29 @@ def test_impossible_validation_parts_are_refused(arguments, key, class_disjoint)
         make_source([5, 5, 5, 5], class_disjoint).hold_out(**arguments)
 
 
+def test_the_same_file_is_the_same_image_whatever_leads_to_it(tmp_path):
+    names = ["a.png", "b.png", "c.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+
+    def records(*paths, boxes=None):
+        return Records(list(paths), np.zeros(len(paths), dtype=np.int64), ("x",), boxes)
+
+    train = Records([tmp_path / "t.png"], np.zeros(1, dtype=np.int64), ("t",))
+    a, _, c = (tmp_path / name for name in names)
+    queries = records(c, tmp_path / "link" / "a.png", tmp_path / "." / "b.png", tmp_path / "d.png")
+    assert Source("made", train, queries, records(a, c)).own_index.tolist() == [1, 0, -1, -1]
+    assert Source("made", train, queries).own_index is None
+    # Two items in one picture are two images.
+    boxes = np.array([[0, 0, 2, 2], [2, 2, 4, 4.0]])
+    both = records(a, a, boxes=boxes)
+    assert Source("made", train, both, records(a, a, boxes=boxes[::-1])).own_index.tolist() == [1, 0]
+    # Images in memory say nothing of where they come from.
+    memory = make_records([2, 2])
+    assert Source("made", make_records([2], prefix="t"), memory, memory).own_index.tolist() == [-1] * 4
+
+
 def test_stratified_split():
     records = make_records([10, 4, 21])
     rest, part = stratified_split(records, 0.5, 0)

@@ -41,6 +41,13 @@ def root(tmp_path):
     return tmp_path
 
 
+def test_a_query_that_is_in_the_gallery_too_is_known(root):
+    assert load(root=str(root), **COUNTS).own_index.tolist() == [-1, -1]
+    (root / ROWS[6][0]).unlink()
+    (root / ROWS[6][0]).symlink_to(root / ROWS[4][0])
+    assert load(root=str(root), **COUNTS).own_index.tolist() == [-1, 1]
+
+
 def test_queries_and_gallery_share_labels(root):
     source = load(root=str(root), **COUNTS)
     assert source.train.class_names == ("id_00000002", "id_00000003") and source.train.labels.tolist() == [0, 0, 1]

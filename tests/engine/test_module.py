@@ -1,5 +1,6 @@
 """The training step and the evaluation over a whole loader."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,7 +76,8 @@ def test_metrics_say_which_images_they_are_of(tmp_path, watch_test):
 
 def test_the_evaluator_sees_every_image_once_in_order(tmp_path):
     learner = make_learner()
-    trainer, data = make_trainer(tmp_path, 2), make_data(gallery=True)
+    own = np.array([3, -1, -1, -1, -1, -1, -1, -1, 0])
+    trainer, data = make_trainer(tmp_path, 2), make_data(gallery=True, own_index=own)
     trainer.fit(learner, data)
     trainer.test(learner, data, verbose=False)
     learner.eval()
@@ -87,6 +89,7 @@ def test_the_evaluator_sees_every_image_once_in_order(tmp_path):
     (validation, labels, no_gallery), (queries, query_labels, gallery) = learner.evaluator.calls
     assert labels.tolist() == records(11, 1).labels.tolist() and len(validation) == 11
     assert no_gallery["gallery"] is None and no_gallery["gallery_labels"] is None
+    assert no_gallery["own_index"] is None and gallery["own_index"] is own
     assert gallery["share"] == (0, 1)
     torch.testing.assert_close(validation, embedded(records(11, 1)))
     torch.testing.assert_close(queries, embedded(records(9, 2)))

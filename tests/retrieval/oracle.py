@@ -32,7 +32,10 @@ def normalised(x):
 
 
 def ranking(queries, gallery, own_index=None):
-    """Gallery indices, nearest first, and their distances: [Q, N], or [Q, N - 1] without the queries themselves."""
+    """Gallery indices, nearest first, and their distances: [Q, N], or [Q, N - 1] without the queries themselves.
+
+    Where some of own_index are -1, no index, both are lists of arrays.
+    """
     queries, gallery = (np.asarray(x, dtype=np.float32).astype(np.float64) for x in (queries, gallery))
     order, distances = [], []
     for row, query in enumerate(queries):
@@ -42,6 +45,8 @@ def ranking(queries, gallery, own_index=None):
             ranked = ranked[ranked != own_index[row]]
         order.append(ranked)
         distances.append(distance[ranked])
+    if own_index is not None and -1 in own_index:
+        return order, distances
     return np.array(order), np.array(distances)
 
 

@@ -164,7 +164,10 @@ def test_tensors_and_arrays_give_the_same(dtype):
     assert Evaluator()(tensor, torch.tensor(y)) == expected
     assert Evaluator()(tensor, y.tolist()) == expected
     assert torch.equal(tensor, kept)
-    assert Evaluator()(tensor, torch.tensor(y), gallery=tensor, gallery_labels=torch.tensor(y))["recall@1"] == 1
+    own = torch.arange(50)
+    # A metric a query is left out of is a mean in another order.
+    ranked, given = Evaluator(metrics=RANKED), {"gallery": tensor, "gallery_labels": torch.tensor(y), "own_index": own}
+    assert ranked(tensor, torch.tensor(y), **given) == {name: v for name, v in expected.items() if name != "nmi"}
 
 
 def test_inputs_are_left_alone():
@@ -190,6 +193,9 @@ def test_two_calls_agree():
         ({"ks": ()}, r"evaluator\.ks\b"),
         ({"ks": (1, 1.5)}, r"evaluator\.ks=\(1, 1\.5\) is not possible"),
         ({"ks": ("a",)}, r"evaluator\.ks\b"),
+        ({"ks": "12"}, r"evaluator\.ks=12 is not possible"),
+        ({"ks": (True,)}, r"evaluator\.ks=\(True,\) is not possible"),
+        ({"ks": np.array([1.0])}, r"evaluator\.ks\b"),
         ({"ks": 5}, r"evaluator\.ks=5 is not possible"),
         ({"backend": "pytorch"}, r"evaluator\.backend=pytorch is not possible: .*ranks, faiss"),
         ({"nmi_restarts": 0}, r"evaluator\.nmi_restarts=0 is not possible"),
@@ -205,9 +211,12 @@ def test_ks_beyond_the_gallery_are_refused():
     assert Evaluator(ks=(4,))(x, y)["recall@4"] == 1
     with pytest.raises(ValueError, match=r"evaluator\.ks\b.*5\b"):
         Evaluator(ks=(1, 5))(x, y)
-    assert Evaluator(ks=(5,))(x, y, gallery=x, gallery_labels=y)["recall@5"] == 1
+    g = x[::-1]
+    assert Evaluator(ks=(5,))(x, y, gallery=g, gallery_labels=y)["recall@5"] == 1
     with pytest.raises(ValueError, match=r"evaluator\.ks\b.*6\b"):
-        Evaluator(ks=(6,))(x, y, gallery=x, gallery_labels=y)
+        Evaluator(ks=(6,))(x, y, gallery=g, gallery_labels=y)
+    with pytest.raises(ValueError, match=r"evaluator\.ks\b.*1 to 4\b"):  # one of them is in the gallery
+        Evaluator(ks=(5,))(x, y, gallery=g, gallery_labels=y, own_index=[4, -1, -1, -1, -1])
     # Without recall the Ks do not matter.
     assert set(Evaluator(ks=(99,), metrics=("map", "map@r"))(x, y)) == {"map", "map@r"}
 
@@ -231,9 +240,157 @@ def test_embeddings_that_do_not_fit_the_labels_are_refused(x, y):
         Evaluator()(np.ones(x), np.zeros(y, dtype=int))
 
 
-def test_a_gallery_without_labels_is_refused():
-    with pytest.raises(ValueError, match="labels"):
+def test_half_a_gallery_is_refused():
+    with pytest.raises(ValueError, match="gallery= needs gallery_labels="):
         Evaluator()(np.eye(4), [0, 0, 1, 1], gallery=np.eye(4))
+    with pytest.raises(ValueError, match="gallery_labels= needs gallery="):
+        Evaluator()(np.eye(4), [0, 0, 1, 1], gallery_labels=[0, 0, 1, 1])
+    with pytest.raises(ValueError, match="own_index= needs gallery="):
+        Evaluator()(np.eye(4), [0, 0, 1, 1], own_index=[0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([0, 1, 2], r"4 whole numbers.*\[3\]"),
+        ([[0, 1, 2, 3]], r"4 whole numbers.*\[1, 4\]"),
+        ([0, 1, 2, 5], r"from -1 \(none\) to 4, not 0 to 5"),
+        ([0, 1, -2, 2], r"from -1 \(none\) to 4, not -2 to 2"),
+        ([0.0, 1.0, 2.0, 3.0], "4 whole numbers.*float64"),
+        (["a"] * 4, "4 whole numbers"),
+    ],
+)
+def test_an_own_index_that_does_not_fit_is_refused(own, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluator(ks=(1,))(
+            np.eye(4), [0, 0, 1, 1], gallery=np.ones((5, 4)), gallery_labels=[0, 0, 1, 1, 1], own_index=own
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_queries_that_are_in_the_gallery_do_not_find_themselves(monkeypatch, backend, kind, classes):
+    from dml.retrieval import ranks
+
+    monkeypatch.setattr(ranks, "_TILE", {"cpu": 16})
+    g, g_labels = oracle.embeddings_and_labels(kind, 80, 3, classes, seed=2)
+    rng = np.random.default_rng(0)
+    own = rng.integers(0, 80, 60)
+    q, q_labels = g[own].copy(), g_labels[own].copy()
+    other = rng.random(60) < 0.3  # these are not in the gallery
+    q[other] += rng.standard_normal((60, 3)).astype(np.float32)[other]
+    own[other] = -1
+    own[5], q_labels[7] = 11, 50  # whatever the row and the label say, the index decides
+    order, _ = oracle.ranking(q, g, own)
+    expected = oracle.scores(order, q_labels, g_labels, KS)
+    for names in (RANKED, ("recall",), ("map@r",)):
+        evaluator = Evaluator(ks=KS, metrics=names, normalize=False, backend=backend)
+        result = evaluator(q, q_labels, gallery=g, gallery_labels=g_labels, own_index=own)
+        assert result == pytest.approx({name: expected[name] for name in result}, rel=1e-12)
+    if backend == "ranks":
+        evaluator, parts = Evaluator(ks=KS, metrics=RANKED, normalize=False), [[], [], []]
+        given = {"gallery": g, "gallery_labels": g_labels, "own_index": own}
+        for process in range(3):
+            add_up = lambda each, kept=parts[process]: kept.append(each) or each  # noqa: E731
+            evaluator(q, q_labels, **given, share=(process, 3), add_up=add_up)
+        totals = iter([sum(each) for each in zip(*parts, strict=True)])
+        shared = evaluator(q, q_labels, **given, share=(1, 3), add_up=lambda _: next(totals))
+        assert shared == evaluator(q, q_labels, **given)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_random_vectors_that_are_queries_and_gallery_find_nothing_special(backend):
+    x, y = oracle.embeddings_and_labels("random", 300, 8, 30)
+    evaluator = Evaluator(ks=KS, metrics=RANKED, backend=backend)
+    alone, other = evaluator(x, y), np.random.default_rng(1).permutation(300)
+    given = {"gallery": x[other], "gallery_labels": y[other], "own_index": np.argsort(other)}
+    assert evaluator(x, y, **given) == pytest.approx(alone, rel=1e-12)
+    assert alone["recall@1"] < 0.1
+
+
+def test_queries_that_are_the_gallery_unsaid_are_told():
+    x, y = oracle.embeddings_and_labels("random", 30, 8, 5)
+    evaluator = Evaluator(ks=(1,), metrics=("recall",))
+    for g in (x, x.astype(np.float64), torch.tensor(x), 2 * x):
+        with pytest.warns(UserWarning, match="same 30 embeddings.*own_index="):
+            assert evaluator(x, y, gallery=g, gallery_labels=y) == {"recall@1": 1}
+
+
+@pytest.mark.filterwarnings("error")
+def test_other_galleries_are_not_told():
+    x, y = oracle.embeddings_and_labels("random", 30, 8, 5)
+    evaluator = Evaluator(ks=(1,), metrics=("recall",))
+    evaluator(x, y, gallery=x, gallery_labels=y, own_index=range(30))
+    evaluator(x, y, gallery=x + 0.1, gallery_labels=y)
+    evaluator(x, y)
+
+
+@pytest.mark.parametrize(
+    "ks", [np.array([1, 3]), [np.int64(1), np.int32(3)], (np.uint8(1), 3), range(1, 4, 2)], ids=str
+)
+def test_ks_may_be_any_whole_numbers(ks):
+    x, y = oracle.embeddings_and_labels("random", 30, 8, 5)
+    assert list(Evaluator(ks=ks, metrics=("recall",))(x, y)) == ["recall@1", "recall@3"]
+
+
+Y = [3, 1, 3, 2, 1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(Y, dtype=object),
+        np.array([f"class {c}" for c in Y], dtype=object),
+        [f"class {c}" for c in Y],
+        np.array([f"class {c}" for c in Y], dtype=np.dtypes.StringDType()),
+        [2**70 + c for c in Y],
+        np.array([2**63 + c for c in Y], dtype=np.uint64),
+        tuple(Y),
+        torch.tensor(Y, dtype=torch.uint8),
+        np.array(Y, dtype=">i4"),
+    ],
+    ids=lambda labels: f"{type(labels).__name__} {getattr(labels, 'dtype', '')}",
+)
+def test_labels_are_what_is_equal(labels):
+    x = np.random.default_rng(0).standard_normal((8, 3))
+    evaluator = Evaluator(ks=(1, 2))
+    assert evaluator(x, labels) == evaluator(x, Y)
+    ranked = Evaluator(ks=(1, 2), metrics=RANKED)
+    expected = ranked(x, Y, gallery=x + 1, gallery_labels=Y[::-1])
+    assert ranked(x, labels, gallery=x + 1, gallery_labels=list(labels)[::-1]) == expected
+
+
+def test_whole_numbers_of_different_types_are_compared_exactly():
+    # As floats, all of these are 2**53.
+    queries, gallery = np.array([2**53, 2**53 + 1], np.int64), np.array([2**53 + 1, 2**53, 2**63], np.uint64)
+    evaluator = Evaluator(ks=(1,), metrics=("recall", "map"), normalize=False)
+    x, g = np.array([[0.0], [1.0]]), np.array([[0.0], [1.0], [9.0]])
+    for numbers in (gallery, gallery.astype(object)):
+        assert evaluator(x, queries, gallery=g, gallery_labels=numbers) == {"recall@1": 0, "map": 0.5}
+    assert evaluator(x, [True, False], gallery=g, gallery_labels=[0, 1, 1])["recall@1"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 0, 1], "as many labels as embeddings, not 3 for 4"),
+        ([[0, 0], [1, 1]], r"labels \[N\].*not \[2, 2\]"),
+        ([[0], [1, 2]], r"labels \[N\].*several lengths"),
+        (np.array([0, "a", 1, 1], dtype=object), "words among numbers"),
+        (np.array([0, None, 1, 1], dtype=object), "whole numbers or words, not None"),
+        ([0.0, 0.0, 1.0, 1.0], "whole numbers or words, not float64"),
+        (5, r"labels \[N\].*not \[\]"),
+    ],
+)
+def test_labels_that_are_none_of_these_are_refused_in_words(labels, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluator(ks=(1,))(np.eye(4), labels)
+
+
+def test_words_are_not_compared_with_numbers():
+    with pytest.raises(ValueError, match=r"words.*whole numbers"):
+        Evaluator(ks=(1,))(np.eye(4), [0, 0, 1, 1], gallery=np.ones((4, 4)), gallery_labels=["0", "0", "1", "1"])
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -242,5 +399,7 @@ def test_no_query_with_a_positive_is_refused(name):
     with pytest.raises(ValueError, match="no query has another image of its class"):
         evaluator(np.eye(4), [0, 1, 2, 3])
     with pytest.raises(ValueError, match="no query has"):
-        evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4), gallery_labels=[4, 5, 9, -1])
-    assert evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4), gallery_labels=[3, 5, 9, -1])
+        evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4)[::-1], gallery_labels=[4, 5, 9, -1])
+    assert evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4)[::-1], gallery_labels=[3, 5, 9, -1])
+    with pytest.raises(ValueError, match="no query has"):  # but itself
+        evaluator(np.eye(2), [0, 1], gallery=np.eye(3, 2), gallery_labels=[0, 1, 2], own_index=[0, 1])

@@ -129,15 +129,41 @@ def test_batches_depend_on_seed_and_epoch_alone():
         assert draw(seed, epoch) == batches
 
 
-def test_set_epoch_chooses_and_without_it_the_same_epoch_is_drawn_again():
+def test_set_epoch_chooses_and_without_it_the_next_epoch_is_drawn():
     sampler = make(EVEN, 3, 2)
-    zero = list(sampler)
-    assert list(sampler) == zero
+    zero, one, two = list(sampler), list(sampler), list(sampler)
+    assert zero != one != two != zero
     sampler.set_epoch(1)
-    one = list(sampler)
-    assert one != zero
+    assert list(sampler) == one
     sampler.set_epoch(0)
     assert list(sampler) == zero
+    sampler.set_epoch(2)
+    sampler.set_epoch(2)
+    assert list(sampler) == two
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_loop_over_a_data_loader_sees_new_batches_each_epoch_and_the_same_ones_again(workers):
+    def train():
+        loader = DataLoader(list(range(54)), batch_sampler=make(EVEN, 3, 2, seed=4), num_workers=workers)
+        return [[batch.tolist() for batch in loader] for _ in range(3)]
+
+    epochs, expected = train(), make(EVEN, 3, 2, seed=4)
+    for number, batches in enumerate(epochs):
+        expected.set_epoch(number)
+        assert batches == list(expected)
+    assert epochs[0] != epochs[1] != epochs[2] and train() == epochs
+
+
+def test_a_loop_left_early_goes_on_and_an_iterator_left_behind_counts_for_nothing():
+    sampler, batches = make(EVEN, 3, 2), list(make(EVEN, 3, 2))
+    left = iter(sampler)
+    assert [next(left), next(left)] == batches[:2]
+    assert list(sampler) == batches[2:]
+    sampler.set_epoch(5)
+    assert next(iter(sampler)) != batches[2]
+    assert list(left) == batches[2:]
+    assert sampler.state_dict() == {"seed": 0, "epoch": 5, "position": 1}
 
 
 def test_going_to_another_epoch_starts_at_its_beginning():
@@ -198,9 +224,11 @@ def test_a_resumed_sampler_hands_out_exactly_the_rest(done, world_size):
     assert new.state_dict() == state
     assert list(new) == rest
 
-    # The epoch after a resumed one is whole again.
+    # The epoch after a resumed one is whole again, set or not.
+    assert new.state_dict() == {"seed": 5, "epoch": 8, "position": 0}
     old.set_epoch(8), new.set_epoch(8)
-    assert len(list(new)) == 9 and list(new) == list(old)
+    following = list(new)
+    assert len(following) == 9 and following == list(old)
 
 
 def test_set_epoch_of_the_current_epoch_keeps_the_restored_position():
@@ -211,7 +239,8 @@ def test_set_epoch_of_the_current_epoch_keeps_the_restored_position():
     new.load_state_dict({"seed": 0, "epoch": 2, "position": 4})
     new.set_epoch(2)
     assert list(new) == batches[4:]
-    assert list(new) == batches  # used up: the epoch begins anew
+    old.set_epoch(3)
+    assert list(new) == list(old)  # used up: the next one follows
 
 
 def test_state_counts_the_batches_handed_out():
@@ -220,7 +249,7 @@ def test_state_counts_the_batches_handed_out():
     assert sampler.state_dict() == {"seed": 4, "epoch": 6, "position": 0}
     for number, _ in enumerate(sampler):
         assert sampler.state_dict() == {"seed": 4, "epoch": 6, "position": number + 1}
-    assert sampler.state_dict() == {"seed": 4, "epoch": 6, "position": 0}
+    assert sampler.state_dict() == {"seed": 4, "epoch": 7, "position": 0}
 
 
 def test_labels_may_be_any_numbers_in_any_container():

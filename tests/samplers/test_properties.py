@@ -17,12 +17,14 @@ FORMS = {
     "strided": lambda labels: np.repeat(np.array(labels), 2)[::2],
     "backwards": lambda labels: np.array(labels[::-1])[::-1],
     "tensor": torch.tensor,
+    "objects": lambda labels: np.array(labels, dtype=object),
     "huge": lambda labels: [2**63 - 60 + label if label % 2 else label + 10 - 2**63 for label in labels],
 }
 REFUSED = {
     "too huge": lambda labels: [*labels, 2**63, -1],
     "floats": lambda labels: [*map(float, labels), 0.5],
     "nan": lambda labels: [*labels, float("nan")],
+    "objects that are none": lambda labels: np.array([*labels, 0.5], dtype=object),
     "words": lambda labels: [*map(str, labels), "class"],
     "table": lambda labels: [[label, label] for label in labels] or [[0]],
     "none": lambda labels: [*labels, None],
@@ -110,4 +112,5 @@ def test_any_labels(labels, form, k, n, seed, world, epoch, data):
     second.load_state_dict(first.state_dict())
     second.set_epoch(epoch)
     assert before + list(second) == batches
-    assert list(second) == batches
+    first.set_epoch(epoch + 1)
+    assert list(second) == list(first)
