@@ -177,12 +177,14 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
             continue
         if gallery is not None:
             # A query that is in the gallery too does not find itself there.
-            assert (own := source.own_index) is not None
+            own = source.own_index
+            assert own is not None
             neighbours[side] = len(gallery) - bool((own >= 0).any())
             if len(np.unique(gallery.labels)) < 2:
                 yield "data: the gallery has one class, so whatever a query of it finds is right: it needs two"
             sizes = np.bincount(gallery.labels, minlength=int(queries.labels.max()) + 1)
-            if not (sizes[queries.labels] > (own >= 0) & (gallery.labels[own] == queries.labels)).any():
+            itself = (own >= 0) & (gallery.labels[own] == queries.labels)
+            if not (sizes[queries.labels] - itself).any():
                 yield "data: no class of the queries is in the gallery, so no query has anything to find"
             continue
         neighbours[side] = len(queries) - 1
