@@ -1,5 +1,6 @@
 """The batches on which all losses are tested, and what the tests do with a loss."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -67,6 +68,19 @@ def value_and_gradient(
     value.backward()
     assert value.shape == () and leaf.grad is not None
     return value.detach(), leaf.grad
+
+
+def assert_slopes_close(
+    gradient: Tensor, function: Callable[[Tensor], Tensor], point: Tensor, step: float, tolerance: float = 1e-5
+) -> None:
+    """Compare a gradient with central differences in a few random directions: an error has a share in each of them."""
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(6):
+        direction = torch.randn(point.shape, generator=generator, dtype=torch.float64)
+        up, down = (function(point + sign * step * direction) for sign in (1, -1))
+        expected = (up - down) / (2 * step)
+        allowed = tolerance * (float(gradient.norm()) + 1e-3)
+        assert abs((gradient * direction).sum() - expected) <= allowed, ((gradient * direction).sum(), expected)
 
 
 def assert_gradient_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
