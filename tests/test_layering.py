@@ -13,10 +13,10 @@ INSIDE: dict[str, set[str]] = {
     **{part: {part} for part in PARTS},
     "losses": {"losses", "products"},
     "retrieval": {"retrieval", "products"},
-    "data": {"data", "whole_file"},
-    "report": {"report"},
+    "data": {"data", "whole_file", "printable"},
+    "report": {"report", "printable"},
     "engine": {"engine", "whole_file"},
-    "app": {*PARTS, "report", "engine", "app", "whole_file"},
+    "app": {*PARTS, "report", "engine", "app", "whole_file", "printable"},
     "": {"app"},  # train.py and evaluate.py
 }
 # A part's own room for what its files share: it knows none of them.

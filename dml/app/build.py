@@ -57,7 +57,7 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
 def fill_in(cfg: DictConfig, source: Source) -> None:
     """Put into the loss's config what only data and embedder know; what the user set stays."""
     with open_dict(cfg):
-        for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.dim), strict=True):
+        for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.get("dim")), strict=True):
             if key in cfg.loss and cfg.loss[key] is None:
                 cfg.loss[key] = value
 

@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 
 from dml.app.make import make
-from dml.app.schema import MISSING, fits, printable, problems_of, resolved, shown
+from dml.app.schema import MISSING, fits, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import LATER, Model, Training
 from dml.data.dataset import TWO_CLASSES, Records, Source
 from dml.models.backbones import check_backbone, create_backbone
+from dml.printable import printable
 
 
 def check_config(cfg: DictConfig, schema: type = Training) -> None:
@@ -106,19 +107,20 @@ def _across(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
         return not broken & {*keys, *(key.split(".")[0] for key in keys)}
 
     if sound("loss._target_", "sampler.samples_per_class"):
-        name, n = config["loss"]["_target_"], config["sampler"]["samples_per_class"]
+        name, n = config["loss"]["_target_"], config["sampler"].get("samples_per_class")  # one of one's own has others
         needed = getattr(pydoc.locate(name), "min_samples_per_class", 1)
-        if n < needed:
+        if n is not None and n < needed:
             yield (
                 f"sampler.samples_per_class={n} leaves anchors without a positive: "
                 f"{name.rpartition('.')[2]} needs at least {needed}"
             )
     if sound("loss._target_", "loss.embedding_dim", "embedder.dim"):
-        dim, expected = config["embedder"]["dim"], config["loss"].get("embedding_dim")
-        if expected not in (None, dim):
+        dim, expected = config["embedder"].get("dim"), config["loss"].get("embedding_dim")
+        if None not in (dim, expected) and expected != dim:
             yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
     protocol = config.get("protocol", {})
-    if sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics"):
+    known = sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
+    if known and {"ks", "metrics"} <= config["evaluator"].keys():  # what one of one's own measures it alone knows
         ks, names = config["evaluator"]["ks"], config["evaluator"]["metrics"]
         measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
         if protocol["validate"] and protocol["monitor"] not in measured:
@@ -139,14 +141,14 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     """
     problems: list[str] = []
     classes, images = source.train.num_classes, len(source.train)
-    k, n = cfg.sampler.classes_per_batch, cfg.sampler.samples_per_class
+    k, n = cfg.sampler.get("classes_per_batch"), cfg.sampler.get("samples_per_class")
     held_out = "" if validation is None else f" (beside the {len(np.unique(validation.labels))} that validate)"
-    if k * n > images:
+    if None not in (k, n) and k * n > images:
         problems.append(
             f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
             f"training set of {images}"
         )
-    if k > classes:
+    if k is not None and k > classes:
         problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes{held_out}")
     if cfg.loss.get("num_classes") is not None and cfg.loss.num_classes < classes:
         problems.append(f"loss.num_classes={cfg.loss.num_classes} is less than the {classes} training classes")
@@ -194,7 +196,7 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
         elif pairs < 2:
             yield f"data: only one class of the {side} part has two images: {TWO_CLASSES}"
     fewest = min(neighbours, key=lambda side: neighbours[side])
-    if "recall" in cfg.evaluator.metrics and max(cfg.evaluator.ks) > neighbours[fewest]:
+    if "recall" in cfg.evaluator.get("metrics", ()) and max(cfg.evaluator.get("ks", [0])) > neighbours[fewest]:
         yield (
             f"evaluator.ks={list(cfg.evaluator.ks)} asks for more neighbours than the {neighbours[fewest]} that a "
             f"query of the {fewest} part can have"

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from dml.engine.datamodule import worker_died
 from dml.engine.finite import NonFiniteLossError
+from dml.printable import tolerant_output
 
 
 def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -21,6 +22,7 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
     """
 
     def wrapper(cfg: DictConfig) -> Any:
+        tolerant_output()
         try:
             return run(cfg)
         except Exception as caught:

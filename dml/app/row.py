@@ -2,7 +2,8 @@
 
 import hashlib
 import sys
-from importlib.metadata import version
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from dml.data.dataset import Source
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset(
-    {"_target_", "root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"}
-)
+_PLACE = frozenset({"root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"})
+# Of the groups backbone and embedder, what the row has under a name of its own.
+_NAMED = frozenset({"name", "pretrained", "checkpoint_path", "dim", "freeze_bn", "normalize"})
+_OURS = {"backbone": "dml.models.backbones.create_backbone", "embedder": "dml.models.embedder.Embedder"}
 
 
 def _fingerprint(source: Source) -> str:
@@ -22,23 +24,66 @@ def _fingerprint(source: Source) -> str:
     digest = hashlib.sha256()
     for records in (source.test, source.gallery):
         if records is not None:
-            digest.update("\0".join(records.class_names).encode() + records.labels.astype("<i8").tobytes())
+            names = "\0".join(records.class_names).encode(errors="surrogatepass")  # of folders that are not UTF-8
+            digest.update(names + records.labels.astype("<i8").tobytes())
     return digest.hexdigest()[:12]
 
 
+def _parts(node: Any) -> Iterator[dict[str, Any]]:
+    """The parts among the arguments of another: nodes with a `_target_`, alone or in a list."""
+    for value in node.values() if isinstance(node, dict) else node:
+        if isinstance(value, dict) and "_target_" in value:
+            yield value
+        elif isinstance(value, list):
+            yield from _parts(value)
+
+
 def _method(loss: dict[str, Any]) -> str:
-    """The module of the loss, and of one that it wraps: nra, memory(contrastive)."""
-    name = loss["_target_"].split(".")[-2]
-    return f"{name}({_method(loss['loss'])})" if "loss" in loss else name
+    """The module of one of our losses, and of those that it wraps: nra, memory(contrastive); of others all its name."""
+    package, _, rest = loss["_target_"].partition("dml.losses.")
+    name = loss["_target_"] if package or not rest else rest.split(".")[0]
+    inner = ", ".join(map(_method, _parts(loss)))
+    return f"{name}({inner})" if inner else name
+
+
+def _versions() -> dict[str, str]:
+    packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # on PYTHONPATH alone
+            found[name] = "not installed"
+    return found
+
+
+def _network(config: dict[str, Any]) -> dict[str, Any]:
+    """What else decides the network: other keys of backbone and embedder, and whose they are if not ours."""
+    network = {}
+    for group, ours in _OURS.items():
+        own = config[group].get("_target_") != ours
+        network[group] = {key: value for key, value in config[group].items() if own or key not in {*_NAMED, "_target_"}}
+    return {group: rest for group, rest in network.items() if rest}
 
 
 def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
-    """All that decides a result, for tables and for whoever compares two of them."""
+    """All that decides a result, for tables and for whoever compares two of them.
+
+    It takes any part that a run takes: what a part of one's own has no key for is null here.
+
+    Args:
+        built: the run's parts. Before it is tested the dimension is the config's.
+        steps: trained.
+        chosen: the checkpoint that validation chose, if it did.
+        code: fingerprint of the code.
+    """
     config = built.model.config
+    backbone, embedder, sampler = config["backbone"], config["embedder"], config["sampler"]
     step = torch.load(chosen, map_location="cpu", weights_only=True, mmap=True)["global_step"] if chosen else steps
-    pretrained = config["backbone"].get("checkpoint_path") or config["backbone"]["pretrained"]
-    packages = ("dml", "torch", "torchvision", "pytorch-lightning", "timm")
-    versions = {"python": sys.version.split()[0], **{name: version(name) for name in packages}}
+    tested = built.model.test_embeddings
+    sizes = [sampler.get("classes_per_batch"), sampler.get("samples_per_class")]
+    own_backbone = backbone["_target_"] != _OURS["backbone"]
+    weights = backbone.get("checkpoint_path") or backbone.get("pretrained")
     return {
         "method": _method(config["loss"]),
         "data": built.source.name,
@@ -47,14 +92,15 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "broken_images": len(built.broken),  # left out of all parts
         "passed_over": dict(built.source.passed_over),
         "loss": config["loss"],
-        "sampler": config["sampler"],
-        "backbone": config["backbone"]["name"],
-        "weights": pretrained or "random",
-        "dimension": config["embedder"]["dim"],
-        "freeze_bn": config["embedder"]["freeze_bn"],
-        "normalize": {"training": config["embedder"]["normalize"], "test": config["evaluator"]["normalize"]},
+        "sampler": sampler,
+        "backbone": backbone["_target_"] if own_backbone else backbone["name"],
+        "weights": weights or ("random" if "pretrained" in backbone else None),
+        "dimension": embedder.get("dim") if tested is None else tested[0].shape[1],
+        "freeze_bn": embedder.get("freeze_bn"),
+        "normalize": {"training": embedder.get("normalize"), "test": config["evaluator"].get("normalize")},
+        "network": _network(config),
         "transform": config["transform"],
-        "batch": config["sampler"]["classes_per_batch"] * config["sampler"]["samples_per_class"],
+        "batch": None if None in sizes else sizes[0] * sizes[1],
         "optimizer": config["optimizer"],
         "scheduler": config["scheduler"],
         "trainer": {key: value for key, value in config["trainer"].items() if key not in _MACHINE},
@@ -69,6 +115,6 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "seed": config["seed"],
         "steps": steps,
         "evaluated_step": step,
-        "versions": versions,
+        "versions": _versions(),
         "code": code,
     }

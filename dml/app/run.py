@@ -27,8 +27,9 @@ from dml.app.settings import Evaluation, Model
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
+from dml.printable import printable
 from dml.report.figures import draw_embedding
-from dml.whole_file import write_whole
+from dml.whole_file import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ for _noise in (
 def run_train(cfg: DictConfig) -> dict[str, float]:
     """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
 
-    Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and for
-    two-dimensional embeddings test_embeddings.npz and embedding.png. A folder that holds a finished run of the same
+    Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and then, for
+    two-dimensional embeddings, test_embeddings.npz and embedding.png. A folder that holds a finished run of the same
     settings is left as it is; one that holds an unfinished run goes on from its last checkpoint.
 
     Returns:
@@ -90,6 +91,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
     _tell(built)
+    row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
     resumed, wandb_run = resume_point(cfg, folder), None
     if resumed is not None:
@@ -133,9 +135,14 @@ def _list_broken(built: Built, folder: Path) -> None:
     """Tell of the images that are left out, and list them in bad_images.txt."""
     if not built.broken:
         return
-    lines = [f"{image}\t{reason}\n" for image, reason in built.broken.items()]
-    (folder / "bad_images.txt").write_text("".join(lines))
+    # The names as the disk has them, for who hands them to another program; but a line is one image.
+    lines = [f"{_in_one_line(str(image))}\t{printable(reason)}\n" for image, reason in built.broken.items()]
+    write_whole(folder / "bad_images.txt", "".join(lines).encode(errors="surrogateescape"))
     print(f"{len(lines)} images cannot be decoded and are left out (data.on_error=skip): {folder / 'bad_images.txt'}")
+
+
+def _in_one_line(name: str) -> str:
+    return "".join(repr(c)[1:-1] if c in "\t\n\r" else c for c in name)
 
 
 def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str) -> dict[str, float]:
@@ -148,32 +155,45 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
+        _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # first: the run is finished
         _save_picture(trainer, built, metrics, folder)
-        _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # last: the run is finished
         _print_table(metrics, folder)
     return metrics
 
 
 def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
     # The file is the sign of a finished run, so it appears whole or not at all.
-    write_whole(file, (json.dumps({"metrics": metrics, "row": row}, indent=2) + "\n").encode())
+    content = {"metrics": metrics, "row": row}
+    # A config of YAML can hold a value that JSON cannot (bytes): not to be the end of a result.
+    write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
 
 def _save_picture(trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
+    """Keep embeddings of two dimensions, draw them, hand the picture on. What fails is told, and the result stands.
+
+    Whatever may fail in a plotting library or another logger, none of it is worth a result that has been measured.
+    """
     assert built.model.test_embeddings is not None
     embeddings, labels = built.model.test_embeddings
     if embeddings.shape[1] != 2:
         return
-    np.savez_compressed(
-        folder / "test_embeddings.npz",
-        embeddings=embeddings.numpy(),
-        labels=labels.numpy(),
-        class_names=np.array(built.source.test.class_names),
-    )
-    picture = draw_embedding(folder, metrics.get("test/map"))
-    for logger in trainer.loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image("test/embedding", [str(picture)])
+    doing = "test_embeddings.npz was not written"
+    try:
+        with whole_file(folder / "test_embeddings.npz") as file:
+            np.savez_compressed(
+                file,
+                embeddings=embeddings.numpy(),
+                labels=labels.numpy(),
+                class_names=np.array(built.source.test.class_names),
+            )
+        doing = f"embedding.png was not drawn (`python -m dml.report {folder}` tries again)"
+        picture = draw_embedding(folder, metrics.get("test/map"))
+        doing = "embedding.png was not handed to the logger"
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):
+                logger.log_image("test/embedding", [str(picture)])
+    except Exception as error:
+        log.warning(printable(f"metrics.json is written, but {doing}: {error!r}"))
 
 
 def run_evaluate(cfg: DictConfig) -> dict[str, float]:

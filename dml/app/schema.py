@@ -264,11 +264,6 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def printable(line: str) -> str:
-    """A line with \\n and the like in the place of characters that a terminal would obey."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-
-
 def _looks_otherwise(text: str) -> bool:
     try:
         return bool(float(text)) or True

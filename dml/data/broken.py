@@ -69,7 +69,7 @@ def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: in
     if not images:
         return {}
     where = Path(folder).expanduser()
-    file = where / f"{name}-{fingerprint([(image, None) for image in images], Decode())}.broken"
+    file = where / f"{name[:50]}-{fingerprint([(image, None) for image in images], Decode())}.broken"
     try:
         if not file.exists():
             where.mkdir(parents=True, exist_ok=True)

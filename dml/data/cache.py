@@ -96,7 +96,7 @@ def cache_images(
         raise ValueError(f"data.cache=ram needs {_SHARED_MEMORY}, which this system has not: use data.cache=disk")
     where = _SHARED_MEMORY / f"dml-{os.getuid()}" if place == "ram" else Path(folder).expanduser()
     key = "data.cache=ram" if place == "ram" else f"data.cache_dir={folder}"
-    file = where / f"{name}-{fingerprint(entries, decode)}.pixels"
+    file = where / f"{name[:50]}-{fingerprint(entries, decode)}.pixels"
     try:
         try:
             cache = _open(file, entries, place)
@@ -126,7 +126,7 @@ def fingerprint(entries: Sequence[Entry], decode: Decode) -> str:
             stat = path.stat()
         except OSError as error:
             raise ValueError(f"the image {path} cannot be read: {error}") from error
-        digest.update(f"{os.path.abspath(path)}\0{stat.st_size} {stat.st_mtime_ns} {box}\0".encode())
+        digest.update(os.fsencode(os.path.abspath(path)) + f"\0{stat.st_size} {stat.st_mtime_ns} {box}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -10,6 +10,7 @@ from torchvision.datasets import MNIST, Omniglot
 from dml.data import cars196, cub200, inshop, mnist, omniglot, sop
 from dml.data.dataset import Source
 from dml.data.download import OpenUrl, fetch, open_https, unpack
+from dml.printable import tolerant_output
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def prepare(name: str, root: str, open_url: OpenUrl = open_https) -> Source:
 
 def main(arguments: Sequence[str], open_url: OpenUrl = open_https) -> int:
     """The command; returns its exit status: 0 verified, 1 not, 2 not understood."""
+    tolerant_output()
     understood = len(arguments) == 2 and arguments[0] in BENCHMARKS and arguments[1].startswith("root=")
     if not understood or arguments[1] == "root=":
         print(f"usage: python -m dml.data.prepare {'|'.join(BENCHMARKS)} root=DIR", file=sys.stderr)

@@ -180,7 +180,7 @@ class MetricLearner(pl.LightningModule):
             add_up=lambda values: add_over_ranks(values, self.device),
             progress=self._show_clustering,
         )
-        metrics = {f"{stage}/{name}": value for name, value in metrics.items()}
+        metrics = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
         return queries, metrics
 

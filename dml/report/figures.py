@@ -1,11 +1,13 @@
 """Pictures of finished runs."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dml.printable import printable
 from dml.report.paper import read
 from dml.report.runs import Run
 from dml.report.tables import mean_and_interval
@@ -16,15 +18,20 @@ def _scatter(axes: Any, folder: Path) -> int:
 
     stored = np.load(folder / "test_embeddings.npz")
     embeddings, labels, names = stored["embeddings"], stored["labels"], stored["class_names"].tolist()
-    colours = matplotlib.colormaps["tab10" if len(names) <= 10 else "gist_rainbow"]
-    for c, name in enumerate(names):
+    few = len(names) <= 10
+    order = np.argsort(labels, kind="stable")  # class after class
+    colours = matplotlib.colormaps["tab10" if few else "gist_rainbow"](
+        labels[order] if few else labels[order] / len(names)
+    )
+    # Points as pixels: as shapes, tens of thousands of them make a PDF that no viewer likes.
+    axes.scatter(*embeddings[order].T, s=6, color=colours, linewidths=0, rasterized=True)
+    for c, name in enumerate(names if len(names) <= 20 else ()):
         members = embeddings[labels == c]
-        colour = colours(c if len(names) <= 10 else c / len(names))
-        axes.scatter(members[:, 0], members[:, 1], s=6, color=colour, label=name, linewidths=0)
-        if len(members) and len(names) <= 20:
+        if len(members):
             # A label on the cluster itself reads without a legend; the median stays on it despite outliers.
             spot = np.median(members, axis=0)
-            axes.text(*spot, name, fontsize=11, fontweight="bold", ha="center", va="center")
+            style = {"fontsize": 11, "fontweight": "bold", "ha": "center", "va": "center", "clip_on": True}
+            axes.text(*spot, _short(name), parse_math=False, **style)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -58,8 +65,18 @@ def draw_side_by_side(panels: Sequence[tuple[str, Path, float | None]], path: Pa
     figure, axes = _figure(len(panels))
     for ax, (title, folder, score) in zip(axes, panels, strict=True):
         _scatter(ax, folder)
-        ax.set_title(title if score is None else f"{title}\nmAP {score:.3f}")
+        ax.set_title(_title(title) if score is None else f"{_title(title)}\nmAP {score:.3f}", parse_math=False)
     return _save(figure, path)
+
+
+def _short(name: str) -> str:
+    """A class's name as a picture has room for it."""
+    name = printable(name)
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _title(text: str) -> str:
+    return textwrap.fill(printable(text), 60)
 
 
 def transfer(r: np.ndarray, alpha: float) -> np.ndarray:
@@ -95,7 +112,8 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
             means, halves = zip(*values, strict=True)
             ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name.removeprefix("test/"))
         ax.axvline(best, color="gray", linestyle=":", label="the paper's choice")
-        ax.set(title=title, xlabel=r"$\alpha$", ylabel="Recall@K [%]")
+        ax.set(xlabel=r"$\alpha$", ylabel="Recall@K [%]")
+        ax.set_title(_title(title), parse_math=False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)  # beneath: no corner is free of lines
     return _save(figure, path)
 

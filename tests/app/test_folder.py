@@ -99,15 +99,6 @@ def test_a_finished_run_of_before_there_were_fingerprints_is_kept(tmp_path):
         train(tmp_path)
 
 
-def test_a_run_without_its_picture_is_not_finished(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr("dml.app.run.draw_embedding", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-        train(tmp_path)
-    assert not (tmp_path / "metrics.json").exists()
-    train(tmp_path)
-    assert (tmp_path / "metrics.json").exists() and (tmp_path / "embedding.png").exists()
-
-
 def test_a_run_killed_while_it_tests_only_tests_again(tmp_path):
     run = train(tmp_path)
     (tmp_path / "metrics.json").unlink()
