@@ -141,6 +141,7 @@ def _without_broken(
         name=source.name,
         workers=_decoders(cfg),
         progress=cfg.progress_bar,
+        white=cfg.transform.get("white"),
     )
     if len(broken) > most:
         first = "; ".join(f"{image}: {reason}" for image, reason in list(broken.items())[:3])

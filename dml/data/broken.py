@@ -45,7 +45,9 @@ def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, 
     return left, validation and rest("validation", validation)
 
 
-def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: int, progress: bool) -> dict[Path, str]:
+def find_broken(
+    parts: Sequence[Records], *, folder: str, name: str, workers: int, progress: bool, white: float | None = None
+) -> dict[Path, str]:
     """Decode every image once, at full size; images in memory are whole.
 
     What was found is remembered in a file that is found again by the images' paths, sizes and modification times, in
@@ -57,6 +59,7 @@ def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: in
         name: of the source, for the file's name.
         workers: processes that decode.
         progress: show a bar.
+        white: of the transform, without which some images of more than 8 bits cannot be read.
 
     Returns:
         The images that cannot be decoded, in order, each with its reason.
@@ -69,13 +72,13 @@ def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: in
     if not images:
         return {}
     where = Path(folder).expanduser()
-    file = where / f"{name[:50]}-{fingerprint([(image, None) for image in images], Decode())}.broken"
+    file = where / f"{name[:50]}-{fingerprint([(image, None) for image in images], Decode(white=white))}.broken"
     try:
         if not file.exists():
             where.mkdir(parents=True, exist_ok=True)
             with alone(where):
                 if not file.exists():
-                    found = _try_all(images, workers, progress)
+                    found = _try_all(images, white, workers, progress)
                     text = json.dumps({str(image): reason for image, reason in found.items()}, indent=2)
                     write_whole(file, text.encode())
         return {Path(image): reason for image, reason in json.loads(file.read_text()).items()}
@@ -86,15 +89,15 @@ def find_broken(parts: Sequence[Records], *, folder: str, name: str, workers: in
 class _Reasons(Dataset[str]):
     """Why an image cannot be decoded; empty if it can."""
 
-    def __init__(self, images: Sequence[Path]) -> None:
-        self.images = images
+    def __init__(self, images: Sequence[Path], white: float | None) -> None:
+        self.images, self.white = images, white
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> str:
         try:
-            load_image(self.images[index])
+            load_image(self.images[index], white=self.white)
         except ValueError as error:
             cause = error.__cause__
             # Pillow itself seeks to where a broken file says, which the system calls an invalid argument.
@@ -104,11 +107,11 @@ class _Reasons(Dataset[str]):
         return ""
 
 
-def _try_all(images: Sequence[Path], workers: int, progress: bool) -> dict[Path, str]:
+def _try_all(images: Sequence[Path], white: float | None, workers: int, progress: bool) -> dict[Path, str]:
     print(f"Checking {len(images):,} images once, as data.on_error=skip needs it", flush=True)
     # As for the cache: processes, and a generator of its own.
     loader = DataLoader(
-        _Reasons(images), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator()
+        _Reasons(images, white), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator()
     )
     found = {}
     with Progress(*COLUMNS, disable=not progress) as bar:

@@ -1,4 +1,11 @@
-"""Image -> pixels, the same every time: decoded, turned upright, cut to a box, resized. What a cache may keep."""
+"""Image -> pixels, the same every time: decoded, turned upright, cut to a box, resized. What a cache may keep.
+
+Images of more than 8 bits are scaled by one rule for all of a data set, so that none is made brighter than another. A
+value `white` becomes 255 and smaller ones their share of it (whole numbers rounded down, others to the nearest); larger
+ones are 255 too. It is what the file itself says (PGM, JPEG 2000, TIFF of 12 bits), else what the user says, else
+65535 for 16 bits without a sign. Where that would be a guess, the image is refused: floats and 32-bit integers say
+nothing of their white, and 16-bit files whose largest value fits in 14 bits are seldom as dark as that.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -22,14 +31,20 @@ class Decode:
     Attributes:
         resize: pixels that the named side is brought to; None leaves the image as large as it is.
         side: larger, shorter, or both (squash to a square).
+        fill: gray value that transparent pixels are put on.
+        white: value that becomes 255, of images with more than 8 bits; None: what the kind of file says.
     """
 
     resize: int | None = None
     side: str = "larger"
+    fill: int = 0
+    white: float | None = None
 
     def __call__(self, image: Path | np.ndarray, box: Box | None = None) -> Tensor:
         """The pixels of an image; errors are those of load_image."""
-        loaded = load_image(image, box, None if self.resize is None else self._resized)
+        loaded = load_image(
+            image, box, None if self.resize is None else self._resized, fill=self.fill, white=self.white
+        )
         return torch.from_numpy(np.array(loaded)).movedim(2, 0)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
@@ -41,41 +56,138 @@ class Decode:
         return max(1, int(self.resize * width / named)), max(1, int(self.resize * height / named))
 
 
-def load_image(image: Path | np.ndarray, box: Box | None = None, resized: Size | None = None) -> Image.Image:
-    """Decode an image to RGB, turned upright by its EXIF orientation.
+def load_image(
+    image: Path | np.ndarray,
+    box: Box | None = None,
+    resized: Size | None = None,
+    *,
+    fill: int = 0,
+    white: float | None = None,
+) -> Image.Image:
+    """Decode an image to RGB, turned upright by its EXIF orientation; of several frames or pages the first.
 
     A JPEG of four times the size asked for or more is decoded at a half, a quarter or an eighth, to twice that size at
     least: a 2000 x 1500 photo to 256 pixels in two thirds of the time, its values then differing by 4 of 255 at most
     and by 0.4 in the mean. One that is cut to a box is not.
 
     Args:
-        image: a file, or pixels [h, w] or [h, w, 3].
+        image: a file, or pixels [h, w], [h, w, 3] or [h, w, 4] (the last is how opaque they are).
         box: what to cut it to, once upright.
         resized: the size that an image of a given size is brought to (bilinear, with antialiasing).
+        fill: gray value that transparent pixels are put on: what lies under them is often garbage.
+        white: value that becomes 255, of more than 8 bits (see above); None: what the kind of file says.
 
     Raises:
-        ValueError: the file cannot be read; names its path.
+        ValueError: the image cannot be read, or which of its values is white cannot be known; names its path.
     """
-    if isinstance(image, np.ndarray):
-        upright = Image.fromarray(image).convert("RGB")
-        size = upright.size
-    else:
-        try:
+    try:
+        if isinstance(image, np.ndarray):
+            upright = _on_ground(_of_array(image, white), fill)
+            size = upright.size
+        else:
             with Image.open(image) as opened:
                 size = opened.size
+                deep, said = _is_deep_colour(opened), _white_of_file(opened)  # before Pillow reads any pixel
                 if resized is not None and box is None:
                     width, height = resized(*size)
                     opened.draft(None, (2 * width, 2 * height))  # None: the mode stays
                 if opened.getexif().get(ExifTags.Base.Orientation, 1) > 4:
                     size = size[::-1]
                 upright = ImageOps.exif_transpose(opened)
-                if upright.mode.startswith("I"):
-                    # 16 bits a pixel: Pillow's convert would cut off all above 255 instead of scaling.
-                    upright = Image.fromarray((np.asarray(upright) // 257).clip(0, 255).astype(np.uint8))
-                upright = upright.convert("RGB")
-        except Exception as error:  # of any kind: Pillow's readers do not check all that a broken file makes them do
-            raise ValueError(f"the image {image} cannot be read: {error}") from error
+            if upright.mode.startswith(("I", "F")):
+                upright = _of_deep(upright, said, white)
+            elif deep:
+                _check_deep_colour(upright, white)
+            upright = _on_ground(upright, fill)
+    except Exception as error:  # of any kind: Pillow's readers do not check all that a broken file makes them do
+        name = f"{list(image.shape)} of {image.dtype}" if isinstance(image, np.ndarray) else image
+        raise ValueError(f"the image {name} cannot be read: {error}") from error
     if box is not None:
         upright = upright.crop(box)
         size = upright.size
     return upright if resized is None else upright.resize(resized(*size), Image.Resampling.BILINEAR)
+
+
+def _on_ground(image: Image.Image, fill: int) -> Image.Image:
+    """RGB; what is transparent shows the ground."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    ground = Image.new("RGB", image.size, (fill, fill, fill))
+    ground.paste(image.convert("RGB"), mask=image.getchannel("A"))
+    return ground
+
+
+def _of_array(pixels: np.ndarray, white: float | None) -> Image.Image:
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.dtype not in (np.uint8, np.bool_):
+        pixels = _eight_bits(pixels, white, sixteen=pixels.dtype == np.uint16)
+    return Image.fromarray(pixels)
+
+
+def _white_of_file(opened: Image.Image) -> float | None:
+    """The value that a file itself says is white, of images with more than 8 bits."""
+    if opened.mode.startswith("I") and opened.format in ("PPM", "JPEG2000"):
+        return 65535  # to which Pillow has scaled them, by what the file says
+    bits = int(opened.tag_v2.get(258, (16,))[0]) if isinstance(opened, TiffImageFile) else 16
+    return 2**bits - 1 if 8 < bits < 16 else None
+
+
+def _of_deep(image: Image.Image, said: float | None, white: float | None) -> Image.Image:
+    """Gray values of more than 8 bits, as 8; with the alpha of a transparent value."""
+    values = np.asarray(image)
+    gray = Image.fromarray(_eight_bits(values, said or white, sixteen=image.mode.startswith("I;16")))
+    if (hidden := image.info.get("transparency")) is None:
+        return gray
+    return Image.merge("LA", [gray, Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))])
+
+
+def _eight_bits(values: np.ndarray, white: float | None, *, sixteen: bool) -> np.ndarray:
+    """Values of any type -> uint8: floor(255 value / white), of floats the nearest.
+
+    Raises:
+        ValueError: a value is negative or not finite, or white is unknown.
+    """
+    if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise ValueError("it has values that are no finite numbers")
+    low, high = values.min(), values.max()
+    if low < 0:
+        raise ValueError(f"it has negative values ({low:g} to {high:g}), of which no gray can be made")
+    if white is None and not sixteen:
+        raise ValueError(
+            f"its values are {values.dtype} ({low:g} to {high:g}), which does not say which one is white: say so with "
+            "transform.white (1 for shares, 255 for 8 bits, 65535 for 16)"
+        )
+    if white is None and 0 < high < 2**14:
+        raise _too_dark(high)
+    shares = values.astype(np.float64) * 255 / (white or 65535)
+    rounded = np.rint(shares) if values.dtype.kind == "f" else np.floor(shares)
+    return rounded.clip(0, 255).astype(np.uint8)
+
+
+def _too_dark(high: int) -> ValueError:
+    bits = next(bits for bits in (8, 10, 12, 14) if high < 2**bits)
+    return ValueError(
+        f"it has 16 bits, but none of its values is above {high}: if they are of {bits} bits, say so with "
+        f"transform.white={2**bits - 1}; if it is as dark as that, with transform.white=65535"
+    )
+
+
+def _is_deep_colour(opened: Image.Image) -> bool:
+    """Whether the colours of a file have 16 bits each, of which Pillow reads the upper 8."""
+    tiles = opened.tile if isinstance(opened, ImageFile) else []
+    kinds = [tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in tiles]
+    return opened.mode[:3] in ("RGB", "LA") and any(";16" in str(kind) for kind in kinds)
+
+
+def _check_deep_colour(image: Image.Image, white: float | None) -> None:
+    if white is None:
+        high = int(np.asarray(image.convert("RGB")).max())
+        if high < 2**6:
+            raise _too_dark(256 * high + 255)
+    elif white < 65535:
+        raise ValueError(
+            f"transform.white={white:g} is not possible for its colours of 16 bits, of which only the upper 8 are "
+            "read: bring it to 8 bits"
+        )

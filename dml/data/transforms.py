@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
@@ -36,7 +36,10 @@ class Transforms:
         flip: mirror horizontally with probability 1/2 in training.
         degrees, translate, scale: random rotation in +-degrees, shift in +-share of the side and zoom in +-share,
             in training; 0 leaves each out.
-        fill: gray value (0 to 255) of what lies outside of the image, where the crop is larger than it.
+        fill: gray value (0 to 255) of what lies outside of the image, where the crop is larger than it, and of what is
+            transparent.
+        white: value that becomes 255, of images with more than 8 bits; None: what the kind of file says, as far as it
+            does (decode.py).
         ten_crop: in test, embed the four corners, the centre and their mirror images, and average (the boxed plus
             of the paper's Table II): the transform gives [10, 3, size, size].
         crop_to_box: cut images to their bounding box first, in training and in test (the box of Table II).
@@ -57,6 +60,7 @@ class Transforms:
         translate: Annotated[float, Interval(ge=0, le=1)] = 0.0,
         scale: Annotated[float, Interval(ge=0, le=0.99)] = 0.0,
         fill: Annotated[int, Interval(ge=0, le=255)] = 0,
+        white: Annotated[float, Gt(0)] | None = None,
         ten_crop: bool = False,
         crop_to_box: bool = False,
     ) -> None:
@@ -74,11 +78,13 @@ class Transforms:
                 raise ValueError(f"transform.{key}={amount} is not possible: it must be 0 to {highest}")
         if not 0 <= fill <= 255:
             raise ValueError(f"transform.fill={fill} is not possible: it must be 0 to 255")
+        if white is not None and not 0 < white < float("inf"):
+            raise ValueError(f"transform.white={white} is not possible: it must be greater than 0, or null")
         self.size, self.fill, self.train_crop, self.flip = size, fill, train_crop, flip
         self.ten_crop, self.crop_to_box = ten_crop, crop_to_box
-        self._resize = Decode(resize, resize_side)
+        self._resize = Decode(resize, resize_side, fill, white)
         # A random part of the image at full size: then only decoding is the same every time.
-        self.decode = Decode() if train_crop == "random_resized" else self._resize
+        self.decode = Decode(fill=fill, white=white) if train_crop == "random_resized" else self._resize
         self._random_resized = v2.RandomResizedCrop(size)
         self._affine = v2.RandomAffine(
             degrees,

@@ -103,9 +103,11 @@ def test_whatever_changes_pixels_makes_another(records, tmp_path, capsys):
         return "Caching" in capsys.readouterr().out
 
     assert built() and not built()
-    assert not built(Transforms(size=8, resize=20, flip=False, fill=3))  # comes after what is kept
+    assert not built(Transforms(size=8, resize=20, flip=False))  # comes after what is kept
     for transforms in (
         Transforms(size=16, resize=21),
+        Transforms(size=16, resize=20, fill=3),  # transparent pixels show it
+        Transforms(size=16, resize=20, white=255),
         Transforms(size=16, resize=20, resize_side="both"),
         Transforms(size=16, resize=20, train_crop="random_resized"),
         Transforms(size=16, resize=20, crop_to_box=True),

@@ -27,17 +27,60 @@ def save(image, path, **options):
 def test_grayscale(tmp_path):
     for path in (save(Image.fromarray(GRAY), tmp_path / "l.png"), save(Image.fromarray(GRAY), tmp_path / "l.pgm")):
         assert np.array_equal(np.asarray(load_image(path)), np.stack([GRAY] * 3, axis=2))
-    alpha = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(GRAY[::-1].copy())])
-    assert np.array_equal(np.asarray(load_image(save(alpha, tmp_path / "la.png"))), np.stack([GRAY] * 3, axis=2))
     bits = load_image(save(Image.fromarray(GRAY > 99), tmp_path / "1.png"))
     assert np.array_equal(np.asarray(bits)[..., 1], np.where(GRAY > 99, 255, 0))
 
 
-def test_rgb_and_its_alpha(tmp_path):
+def test_rgb(tmp_path):
     assert np.array_equal(np.asarray(load_image(save(Image.fromarray(RGB), tmp_path / "rgb.png"))), RGB)
-    rgba = np.concatenate([RGB, GRAY[..., None] // 2 + 100], axis=2)
-    image = load_image(save(Image.fromarray(rgba), tmp_path / "rgba.png"))
-    assert image.mode == "RGB" and np.array_equal(np.asarray(image), RGB)
+
+
+def on_ground(colours, alpha, fill):
+    """Colours [h, w, 3] on a gray ground, by alpha [h, w] of 255."""
+    shares = alpha[..., None].astype(np.float64) / 255
+    return colours * shares + fill * (1 - shares)
+
+
+ALPHA = np.random.default_rng(1).choice(np.array([0, 1, 100, 254, 255], dtype=np.uint8), GRAY.shape)
+
+
+@pytest.mark.parametrize("fill", [0, 128, 255])
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp", "array"])
+def test_what_is_transparent_shows_the_fill(tmp_path, suffix, fill):
+    rgba = np.concatenate([RGB, ALPHA[..., None]], axis=2)
+    if suffix == "array":
+        source = rgba
+    else:
+        source = save(
+            Image.fromarray(rgba),
+            tmp_path / f"x.{suffix}",
+            **{"webp": {"lossless": True, "exact": True}}.get(suffix, {}),
+        )
+    image = load_image(source, fill=fill)
+    assert image.mode == "RGB" and np.abs(np.asarray(image) - on_ground(RGB, ALPHA, fill)).max() <= 0.51
+    assert np.array_equal(np.asarray(image)[ALPHA == 255], RGB[ALPHA == 255])
+    assert np.array_equal(pixels(Decode(fill=fill)(source)), np.asarray(image))
+
+
+def test_gray_and_palettes_with_alpha(tmp_path):
+    gray = np.stack([GRAY] * 3, axis=2)
+    image = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(ALPHA)])
+    found = np.asarray(load_image(save(image, tmp_path / "la.png"), fill=200))
+    assert np.abs(found - on_ground(gray, ALPHA, 200)).max() <= 0.51
+    # One gray value, or one colour, that stands for transparent.
+    for array, colours, hidden in ((GRAY, gray, int(GRAY[2, 3])), (RGB, RGB, tuple(RGB[2, 3].tolist()))):
+        found = np.asarray(load_image(save(Image.fromarray(array), tmp_path / "t.png", transparency=hidden), fill=77))
+        lost = (colours == hidden).all(axis=2)
+        assert lost[2, 3] and np.array_equal(found, np.where(lost[..., None], 77, colours))
+    bits = save(Image.fromarray(GRAY > 99), tmp_path / "1.png", transparency=0)
+    assert np.array_equal(np.asarray(load_image(bits, fill=77))[..., 0], np.where(GRAY > 99, 255, 77))
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    path = save(Image.fromarray(GRAY), tmp_path / "e.png", transparency=int(GRAY[2, 3]), exif=turned)
+    assert np.array_equal(
+        np.asarray(load_image(path, fill=77))[::-1, ::-1],
+        np.where(GRAY[2, 3] == GRAY, 77, GRAY)[..., None].repeat(3, 2),
+    )
 
 
 def test_cmyk(tmp_path):
@@ -57,12 +100,21 @@ def test_palette_with_transparency(tmp_path):
     image = Image.fromarray((GRAY % 4).astype(np.uint8)).convert("P")
     palette = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 150], [9, 8, 7]], dtype=np.uint8)
     image.putpalette(palette.flatten().tolist())
-    for options in ({"transparency": 1}, {"transparency": bytes([0, 128, 255, 7])}):
-        path = save(image, tmp_path / "p.png", **options)
+    for given, alpha in ((1, [255, 0, 255, 255]), (bytes([0, 128, 255, 7]), [0, 128, 255, 7])):
+        path = save(image, tmp_path / "p.png", transparency=given)
         with Image.open(path) as stored:
             assert stored.mode == "P" and "transparency" in stored.info
-        loaded = load_image(path)
-        assert loaded.mode == "RGB" and np.array_equal(np.asarray(loaded), palette[GRAY % 4])
+        expected = on_ground(palette[GRAY % 4], np.array(alpha, dtype=np.uint8)[GRAY % 4], 90)
+        assert np.abs(np.asarray(load_image(path, fill=90)) - expected).max() <= 0.51
+
+
+def test_of_several_frames_the_first_is_read(tmp_path):
+    others = [Image.fromarray(RGB[::-1].copy()), Image.fromarray(255 - RGB)]
+    for name, options in (("x.webp", {"lossless": True}), ("x.tif", {}), ("x.png", {})):
+        path = save(Image.fromarray(RGB), tmp_path / name, save_all=True, append_images=others, **options)
+        with Image.open(path) as stored:
+            assert stored.n_frames == 3
+        assert np.array_equal(np.asarray(load_image(path)), RGB)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -71,6 +123,110 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path, suffix):
     image = np.asarray(load_image(save(Image.fromarray(deep), tmp_path / f"deep.{suffix}"))).astype(int)
     assert image.shape == (8, 8, 3)
     assert np.abs(image - deep[..., None] / 257).max() <= 1
+
+
+SHADES = np.linspace(0, 1, 64).reshape(8, 8)  # of white
+
+
+def shades(image):
+    return np.asarray(image).astype(int)[..., 0] / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "white", "dtype"),
+    [
+        ("x.png", 255, np.uint16), ("x.png", 1023, np.uint16), ("x.tif", 4095, np.uint16), ("x.tif", 4095, ">u2"),
+        ("x.png", 16383, np.uint16), ("x.png", 65535, np.uint16), ("x.tif", 255, np.int32), ("x.tif", 10**6, np.int32),
+        ("x.tif", 1, np.float32), ("x.tif", 255, np.float32), ("x.tif", 12.5, np.float32),
+        ("", 1, np.float64), ("", 255, np.int64), ("", 65535, np.uint16), ("", 255, np.float16),
+    ],
+)  # fmt: skip
+def test_deep_images_are_scaled_by_white(tmp_path, name, white, dtype):
+    values = SHADES * white
+    values = (np.rint(values) if np.dtype(dtype).kind in "iu" else values).astype(dtype)
+    image = save(Image.fromarray(values), tmp_path / name) if name else values
+    assert np.abs(shades(load_image(image, white=white)) - SHADES).max() <= 1.01 / 255 + 0.5 / white * (white > 200)
+    assert np.array_equal(pixels(Decode(white=white)(image)), np.asarray(load_image(image, white=white)))
+    # What is brighter than white is white; an image of 8 bits knows its own.
+    assert shades(load_image(image, white=white / 2)).max() == 1
+    assert np.array_equal(np.asarray(load_image(RGB, white=white)), RGB)
+
+
+def test_colours_in_memory_may_have_any_type():
+    colours = np.stack([SHADES, SHADES**2, 1 - SHADES], axis=2)
+    assert np.abs(np.asarray(load_image(colours, white=1)).astype(int) - 255 * colours).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "white", "said"),
+    [
+        ("x.png", (SHADES * 255).astype(np.uint16), None, r"16 bits, .* above 255: .*transform\.white=255\b"),
+        ("x.tif", (SHADES * 4080).astype(np.uint16), None, r"16 bits, .* above 4080: .*12 bits.*transform\.white=4095"),
+        ("x.png", (SHADES * 16383).astype(np.uint16), None, r"14 bits.*transform\.white=16383.*=65535"),
+        ("x.tif", (SHADES * 255).astype(np.int32), None, r"int32 \(0 to 255\).*transform\.white"),
+        ("x.tif", SHADES.astype(np.float32), None, r"float32 \(0 to 1\).*transform\.white"),
+        ("x.tif", (SHADES - 0.5).astype(np.float32), 1, r"negative values \(-0\.5 to 0\.5\)"),
+        ("x.tif", np.full((8, 8), np.nan, np.float32), 1, "no finite numbers"),
+        ("", (SHADES * 255).astype(np.uint16), None, r"transform\.white=255\b"),
+        ("", SHADES, None, r"\[8, 8\] of float64 .*transform\.white"),
+        ("", np.full((8, 8), "a"), None, r"\[8, 8\] of <U1 cannot be read"),
+        ("", np.zeros((3, 8, 8), np.uint8), None, r"\[3, 8, 8\] of uint8 cannot be read"),
+    ],
+)
+def test_an_unknown_white_is_refused_and_not_guessed(tmp_path, name, values, white, said):
+    image = save(Image.fromarray(values), tmp_path / name) if name else values
+    with pytest.raises(ValueError, match=said) as caught:
+        load_image(image, white=white)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def png_of_16_bits(path, colours):
+    """Colours [h, w, 3] as a PNG of 16 bits each, which Pillow cannot write."""
+    h, w, _ = colours.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    parts = [
+        (b"IHDR", w.to_bytes(4, "big") + h.to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+            for kind, data in parts
+        )
+    )
+    return path
+
+
+def test_colours_of_16_bits(tmp_path):
+    full = png_of_16_bits(tmp_path / "full.png", RGB.astype(np.uint16) * 257)
+    assert np.array_equal(np.asarray(load_image(full)), RGB)
+    for bits in (8, 12):
+        path = png_of_16_bits(tmp_path / f"{bits}.png", RGB.astype(np.uint16) << (bits - 8))
+        with pytest.raises(
+            ValueError, match=rf"{bits}\.png cannot be read: it has 16 bits, but none .*transform\.white"
+        ):
+            load_image(path)
+        with pytest.raises(ValueError, match=r"transform\.white=4095 is not possible for its colours of 16 bits"):
+            load_image(path, white=4095)
+        assert np.array_equal(np.asarray(load_image(path, white=65535)), RGB >> (16 - bits))
+
+
+def test_what_a_file_says_of_its_white_needs_nobody_to_say_it(tmp_path):
+    values = np.rint(SHADES * 4095).astype(np.uint16)
+    path = tmp_path / "x.pgm"
+    path.write_bytes(b"P5 8 8 4095\n" + values.astype(">u2").tobytes())
+    for white in (None, 255, 65535):
+        assert np.abs(shades(load_image(path, white=white)) - SHADES).max() <= 1.01 / 255
+    path.write_bytes(b"P5 8 8 4095\n" + (values // 16).astype(">u2").tobytes())  # as dark as that
+    assert shades(load_image(path)).max() == 15 / 255
+
+
+def test_a_black_image_of_16_bits_is_black_whatever_white_is(tmp_path):
+    path = save(Image.fromarray(np.zeros((8, 8), np.uint16)), tmp_path / "x.png")
+    assert not np.asarray(load_image(path)).any()
 
 
 # EXIF orientation -> how the stored pixels have to be turned.
