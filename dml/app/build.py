@@ -34,6 +34,7 @@ class Built:
     """What a run needs.
 
     Attributes:
+        validation: records of the validation part, which is no longer in the source.
         broken: the images that were left out (data.on_error=skip), each with its reason.
     """
 
@@ -41,6 +42,7 @@ class Built:
     data: RetrievalData
     model: MetricLearner
     broken: dict[Path, str] = field(default_factory=dict)
+    validation: Records | None = None
 
 
 def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | None]:
@@ -83,8 +85,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         fill_in(cfg, source)
         check_data(cfg, source, validation)
     transforms = make(cfg.transform)
-    if cfg.protocol.watch_test:
-        validation = source.test
+    watched = source.test if cfg.protocol.watch_test else validation
 
     def dataset(records: Records | None, train: bool = False) -> ImageDataset | None:
         if records is None:
@@ -94,7 +95,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
 
     parts = {
         "train": dataset(source.train, train=True),
-        "validation": dataset(validation),
+        "validation": dataset(watched),
         "test": dataset(source.test),
         "gallery": dataset(source.gallery),
     }
@@ -124,7 +125,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         watch_test=cfg.protocol.watch_test,
         **({} if for_evaluation else make(cfg.engine)),
     )
-    return Built(source, data, model, broken)
+    return Built(source, data, model, broken, validation)
 
 
 def _without_broken(

@@ -52,6 +52,10 @@ def read_to_evaluate(path: Path, trust: bool) -> dict[str, Any]:
 
     Images are not cached because a checkpoint says so: it would also say in which folder.
 
+    Returns:
+        The checkpoint, its config without what evaluation has from elsewhere; `trainer` holds the plain values of the
+        trainer that trained.
+
     Raises:
         ValueError: it cannot be used, or its config could run code and there is no trust.
     """
@@ -60,7 +64,38 @@ def read_to_evaluate(path: Path, trust: bool) -> dict[str, Any]:
     if not trust:
         distrust(config, f"ckpt_path={path}")
         config["data"] = {**config["data"], "cache": "none"}
-    return {**checkpoint, "dml_config": config}
+    trainer = checkpoint["dml_config"].get("trainer")
+    plain = {
+        str(key): value
+        for key, value in (trainer if isinstance(trainer, dict) else {}).items()
+        if isinstance(value, str | int | float | None)
+    }
+    return {**checkpoint, "dml_config": config, "trainer": plain}
+
+
+def data_to_test(data: dict[str, Any], told: set[str]) -> dict[str, Any]:
+    """The data group of an evaluation: where the command line names images all their classes are tested.
+
+    With data.train_fraction beside data.root only those that `load` would test are.
+
+    Args:
+        data: the group as it was composed: the checkpoint's with what the command line says.
+        told: keys that the command line gives, as data.root.
+
+    Raises:
+        ValueError: the command line gives training images alone.
+    """
+    given = {key for key in ("root", "train_root", "test_root") if f"data.{key}" in told and data.get(key) is not None}
+    if data.get("_target_") != "dml.data.folder.load" or not given:
+        return data
+    if given == {"train_root"}:
+        raise ValueError("data.train_root is given alone: evaluation needs data.root=DIR or data.test_root=DIR")
+    # What the checkpoint says of other folders does not count beside these.
+    data = {**data, **{key: None for key in ("root", "train_root", "test_root") if key not in given}}
+    if "train_root" in given or ("root" in given and "data.train_fraction" in told):
+        return data
+    left = {key: value for key, value in data.items() if key not in ("train_root", "train_fraction")}
+    return {**left, "_target_": "dml.data.folder.load_to_test"}
 
 
 def offer_trained_config(arguments: list[str]) -> None:

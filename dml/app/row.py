@@ -1,6 +1,5 @@
 """The row of a result: all that decides it, for tables and for whoever compares two of them."""
 
-import hashlib
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from dml.app.build import Built
-from dml.data.dataset import Source
+from dml.data.trained_on import TrainedOn, of_test_part
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
@@ -18,15 +17,7 @@ _PLACE = frozenset({"root", "train_root", "test_root", "download", "cache", "cac
 _NAMED = frozenset({"name", "pretrained", "checkpoint_path", "dim", "freeze_bn", "normalize"})
 _OURS = {"backbone": "dml.models.backbones.create_backbone", "embedder": "dml.models.embedder.Embedder"}
 
-
-def _fingerprint(source: Source) -> str:
-    """Of the classes and labels that are tested on: two folders of one name are not one data set."""
-    digest = hashlib.sha256()
-    for records in (source.test, source.gallery):
-        if records is not None:
-            names = "\0".join(records.class_names).encode(errors="surrogatepass")  # of folders that are not UTF-8
-            digest.update(names + records.labels.astype("<i8").tobytes())
-    return digest.hexdigest()[:12]
+UNKNOWN = "unknown, as the checkpoint does not say what it was trained on"
 
 
 def _parts(node: Any) -> Iterator[dict[str, Any]]:
@@ -106,7 +97,7 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "trainer": {key: value for key, value in config["trainer"].items() if key not in _MACHINE},
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
-        "test": _fingerprint(built.source),
+        "test": of_test_part(built.source),
         # What is not plain; how memory is had changes no number.
         "engine": {k: v for k, v in config.get("engine", {}).items() if v and k != "reuse_memory"},
         "class_disjoint": built.source.class_disjoint,
@@ -117,4 +108,36 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "evaluated_step": step,
         "versions": _versions(),
         "code": code,
+    }
+
+
+def row_of_evaluation(
+    built: Built, checkpoint: dict[str, Any], trained_on: TrainedOn | None, leak: str | None, code: str
+) -> dict[str, Any]:
+    """The row of a training, as far as the checkpoint says, with what was tested now.
+
+    Args:
+        built: with the config of the checkpoint, and the groups that evaluation has from elsewhere.
+        checkpoint: as `read_to_evaluate` gives it.
+        trained_on: what it carries of its training data.
+        leak: what of the tested data was trained on; empty: nothing; None: it is unknown.
+        code: fingerprint of the code that evaluates.
+    """
+    row = row_of(built, checkpoint["global_step"], None, code)
+    trainer = row["trainer"]
+    return {
+        **row,
+        "trained_on": trained_on and trained_on.data,
+        "train_images": trained_on and trained_on.train_images,
+        "train_classes": trained_on and trained_on.train_classes,
+        "train_split": {key: value for key, value in checkpoint["dml_config"]["data"].items() if key not in _PLACE},
+        "trainer": {key: value for key, value in checkpoint["trainer"].items() if key not in _MACHINE},
+        "tested": {
+            "images": len(built.source.test),
+            "classes": built.source.test.num_classes,
+            "gallery_images": built.source.gallery and len(built.source.gallery),
+            "precision": trainer.get("precision"),
+        },
+        "leaked": row["leaked"] or (None if leak is None else bool(leak)),
+        "leak": row["leak"] or (UNKNOWN if leak is None else leak or None),
     }

@@ -17,13 +17,14 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from dml.app.build import Built, build, build_loggers, build_trainer
-from dml.app.checkpoint import GROUPS, read_checkpoint, read_to_evaluate
+from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer
+from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
 from dml.app.folder import code_version, finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
-from dml.app.row import row_of
+from dml.app.row import row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
+from dml.data.trained_on import TrainedOn, of_test_part
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
@@ -90,6 +91,8 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
     trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
+    if not getattr(rank_zero_only, "rank", 0):  # which writes the checkpoints
+        built.model.trained_on = TrainedOn.of(built.source, built.validation)._asdict()
     _tell(built)
     row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
@@ -218,6 +221,8 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
     trainer = build_trainer(trained, folder)
+    told = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    trained.data = data_to_test(OmegaConf.to_container(cfg.data, resolve=True), told)  # type: ignore[arg-type]
     built = build(trained, for_evaluation=True)
     try:
         built.model.load_state_dict(checkpoint["state_dict"])
@@ -225,13 +230,33 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
     _tell(built)
     _list_broken(built, folder)
+    trained_on = TrainedOn.read(checkpoint.get("trained_on"))
+    leak = _leak(built, checkpoint, trained_on) if trainer.is_global_zero else None
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
-        row = row_of(built, checkpoint["global_step"], None, code_version())
+        row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version())
         _write(folder / "evaluation.json", metrics, row)
         _print_table(metrics, folder)
     return metrics
+
+
+def _leak(built: Built, checkpoint: dict[str, Any], trained_on: TrainedOn | None) -> str | None:
+    """What of the tested images and classes was trained on, in words, and said; None: it is unknown."""
+    if trained_on is None:
+        log.warning("The checkpoint does not say what it was trained on: whether the tested classes are new is unknown")
+        return None
+    before, now = (
+        {key: value for key, value in data.items() if key not in OUR_KEYS}
+        for data in (checkpoint["dml_config"]["data"], built.model.config["data"])
+    )
+    if before == now and trained_on.test == of_test_part(built.source):
+        return built.source.leak  # the test part that belongs to the training
+    if leak := trained_on.overlap(built.source):
+        part = before.get("train_fraction")
+        hint = f" (data.train_fraction={part} beside data.root leaves out what trains)" if part is not None else ""
+        log.warning("%s: %s. The row is marked as leaked%s", built.source.name, leak, hint)
+    return leak
 
 
 def _print_table(metrics: dict[str, float], folder: Path) -> None:

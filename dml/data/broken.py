@@ -28,8 +28,8 @@ def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, 
     """
 
     def rest(part: str, records: Records) -> Records:
-        kept = np.array([image not in broken for image in records.images])
-        if not kept.any():
+        kept = np.array([image not in broken for image in records.images], dtype=bool)
+        if len(kept) and not kept.any():  # nothing trains where all is to be tested
             raise ValueError(f"data.on_error=skip leaves no image of the {part} part: all {len(kept)} are broken")
         left = records.subset(np.flatnonzero(kept))
         if part in ("training", "validation"):

@@ -88,13 +88,10 @@ def _inside(names: list[Parts]) -> dict[Parts, list[Parts]]:
 
 
 def _without_wrapping(names: list[Parts]) -> list[Parts]:
-    """Class paths without last parts that tell nothing: CLASS/images, where each CLASS holds one folder alone."""
-    while any(len(parts) > 1 for parts in names):
-        inside = _inside(names)
-        if any(len(inner) > 1 for folder, inner in inside.items() if folder):
-            break
-        shorter = [parts[:-1] or parts for parts in names]
-        if len(set(shorter)) < len(names):
+    """Class paths without last parts that tell nothing, as they are the same everywhere: CLASS/images."""
+    while len(names) > 1 and len({parts[-1] for parts in names}) == 1:
+        shorter = [parts[:-1] for parts in names]
+        if not all(shorter) or len(set(shorter)) < len(names):
             break
         names = shorter
     return names

@@ -65,6 +65,7 @@ class MetricLearner(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
         self.config = config
+        self.trained_on: dict[str, Any] | None = None  # what else checkpoints carry: of the images (the app sets it)
         self.watch_test = watch_test
         if compile:
             self.embedder.compile()
@@ -204,6 +205,8 @@ class MetricLearner(pl.LightningModule):
         """
         self._watch.check()
         checkpoint["dml_config"] = self.config
+        if self.trained_on is not None:
+            checkpoint["trained_on"] = self.trained_on
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 checkpoint["wandb_run"] = logger.version  # a run that goes on is the same one there

@@ -1,9 +1,12 @@
 """run_evaluate: the same numbers again from the checkpoint alone, and others when asked for."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.app.conftest import evaluate, train, write_images
 
@@ -87,3 +90,87 @@ def test_a_checkpoint_runs_no_code(tmp_path):
 def test_too_many_neighbours(finished, tmp_path):
     with pytest.raises(ValueError, match=r"evaluator\.ks"):
         evaluate(tmp_path, finished.folder / "checkpoints" / "best.ckpt", "evaluator.ks=[1,450]")
+
+
+@pytest.fixture(scope="module")
+def of_folder(tmp_path_factory):
+    """A run whose training part are class0 to class3 of 8, two of which validated."""
+    root = tmp_path_factory.mktemp("of_folder")
+    tree = write_images(root / "tree", classes=8, images=3)
+    settings = ("model=convnet", "data.val_fraction=0.5", "evaluator.ks=[1]", "batch.classes_per_batch=2")
+    sizes = ("batch.samples_per_class=2", "trainer.max_steps=2", "loader.workers=0")
+    return tree, train(root / "run", "data=folder", f"data.root={tree}", *settings, *sizes)
+
+
+def row(run):
+    return json.loads((run.folder / "evaluation.json").read_text())["row"]
+
+
+def test_the_row_tells_apart_what_trained_and_what_is_tested(of_folder, tmp_path):
+    _, trained = of_folder
+    new = write_images(tmp_path / "new", classes=3, images=2)
+    for c in range(3):
+        (new / f"class{c}").rename(new / f"other{c}")
+        Image.new("RGB", (9, 9), (c, 1, 2)).save(new / f"other{c}" / "0.png")
+        Image.new("RGB", (9, 9), (c, 1, 3)).save(new / f"other{c}" / "1.png")
+    best, before = (
+        trained.folder / "checkpoints" / "best.ckpt",
+        json.loads((trained.folder / "metrics.json").read_text()),
+    )
+    for i, given in enumerate((["data=folder", f"data.root={new}"], [f"data.root={new}"], [f"data.test_root={new}"])):
+        found = row(evaluate(tmp_path / str(i), best, *given, "trainer.max_steps=7"))
+        assert (found["data"], found["trained_on"]) == ("new", "tree")
+        assert (found["train_images"], found["train_classes"]) == (6, 2)
+        assert found["tested"] == {"images": 6, "classes": 3, "gallery_images": None, "precision": "32-true"}
+        assert found["trainer"] == {k: v for k, v in before["row"]["trainer"].items() if k in found["trainer"]}
+        assert found["trainer"]["max_steps"] == 2 and found["train_split"]["train_fraction"] == 0.5
+        assert found["leaked"] is False and found["leak"] is None
+
+
+def test_the_test_part_of_the_training_is_what_it_was(of_folder, tmp_path):
+    tree, trained = of_folder
+    best = trained.folder / "checkpoints" / "best.ckpt"
+    again = evaluate(tmp_path / "again", best)
+    assert again.metrics == without_validation(trained.metrics) and row(again)["leaked"] is False
+    shutil.copytree(tree, tmp_path / "moved")
+    moved = evaluate(tmp_path / "there", best, f"data.root={tmp_path / 'moved'}", "data.train_fraction=0.5")
+    assert moved.metrics == again.metrics and row(moved)["leaked"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "leak"),
+    [
+        # All classes of what trained; the same images by other names; the same names with other images.
+        ("data.root={tree}", "4 of 8 tested classes .*the first: class0.*; 12 of 24 tested images were trained on"),
+        ("data.train_fraction=0.25", "2 of 6 tested classes .*the first: class2.*; 6 of 18"),
+        ("data.root={renamed}", "^12 of 24 tested images were trained on$"),
+        ("data.root={others}", "^4 of 8 tested classes have the name of one that was trained on"),
+    ],
+)
+def test_what_was_trained_on_marks_the_row(of_folder, tmp_path, caplog, given, leak):
+    tree, trained = of_folder
+    shutil.copytree(tree, tmp_path / "renamed")
+    shutil.copytree(tree, tmp_path / "others")
+    for i, folder in enumerate(sorted((tmp_path / "renamed").iterdir())):
+        folder.rename(folder.with_name(f"x{i}"))
+    for i, image in enumerate(sorted((tmp_path / "others").rglob("*.png"))):
+        Image.new("RGB", (5, 5), (i, 7, 7)).save(image)
+    given = given.format(tree=tree, renamed=tmp_path / "renamed", others=tmp_path / "others")
+    found = row(evaluate(tmp_path / "run", trained.folder / "checkpoints" / "best.ckpt", given))
+    assert found["leaked"] is True
+    assert re.search(leak, found["leak"]) and found["leak"] in caplog.text
+
+
+def test_a_checkpoint_that_does_not_say_what_trained_it(of_folder, tmp_path, caplog):
+    stored = of_folder[1].checkpoint("best")
+    del stored["trained_on"]
+    torch.save(stored, tmp_path / "old.ckpt")
+    found = row(evaluate(tmp_path / "run", tmp_path / "old.ckpt"))
+    assert found["leaked"] is None and "unknown" in found["leak"] and "unknown" in caplog.text
+    assert found["train_images"] is None and found["train_classes"] is None
+
+
+def test_training_images_alone_are_not_evaluated(of_folder, tmp_path):
+    tree, trained = of_folder
+    with pytest.raises(ValueError, match=r"data\.train_root is given alone: .*data\.test_root=DIR"):
+        evaluate(tmp_path, trained.folder / "checkpoints" / "best.ckpt", f"data.train_root={tree}")
