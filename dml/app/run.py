@@ -125,12 +125,13 @@ def _tell(built: Built) -> None:
     """What a user has to know of how the images were read."""
     source = built.source
     for note in source.notes:
-        log.warning(note)
+        log.warning(printable(note))
     if source.passed_over:
         kinds = sorted(source.passed_over.items(), key=lambda item: -item[1])
-        log.info("Passed over in %s: %s", source.name, ", ".join(f"{count} {kind}" for kind, count in kinds))
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
+        log.info(printable(f"Passed over in {source.name}: {counts}"))
     if source.leak:
-        log.warning("%s: %s. No number measured here is one of unseen classes", source.name, source.leak)
+        log.warning(printable(f"{source.name}: {source.leak}. No number measured here is one of unseen classes"))
 
 
 @rank_zero_only
@@ -255,7 +256,7 @@ def _leak(built: Built, checkpoint: dict[str, Any], trained_on: TrainedOn | None
     if leak := trained_on.overlap(built.source):
         part = before.get("train_fraction")
         hint = f" (data.train_fraction={part} beside data.root leaves out what trains)" if part is not None else ""
-        log.warning("%s: %s. The row is marked as leaked%s", built.source.name, leak, hint)
+        log.warning(printable(f"{built.source.name}: {leak}. The row is marked as leaked{hint}"))
     return leak
 
 
