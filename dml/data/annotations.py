@@ -1,5 +1,6 @@
 """What the benchmarks' sources share: rows of official annotation files, listed images, class split and counts."""
 
+import codecs
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,10 +15,31 @@ from dml.data.dataset import Records, Source
 Count = Annotated[int, Ge(1)]
 
 
-def find_root(root: str, folder: str) -> Path:
-    """ROOT/folder, as the official archive unpacks, or ROOT itself, where that is the folder."""
+def find_root(root: str, *folders: str) -> Path:
+    """ROOT/folder, as the official archive unpacks (or a copy is called), or ROOT itself, where that is the folder."""
     path = Path(root).expanduser()
-    return path / folder if (path / folder).is_dir() else path
+    return next((path / folder for folder in folders if (path / folder).is_dir()), path)
+
+
+def listed(path: str) -> str:
+    """A path of an annotation file, as this system writes it: lists that were made on Windows have backslashes."""
+    return path.replace("\\", "/")
+
+
+def read_lines(path: Path, get: str) -> list[str]:
+    """The lines of a text file in UTF-8, with or without a byte-order mark, ended as on any system.
+
+    Raises:
+        ValueError: the file is missing or in another encoding; names it.
+    """
+    try:
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(f"data.root: {path} is in UTF-16: save it as UTF-8, which the official file is. {get}")
+        return content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "not text in UTF-8")
+        raise ValueError(f"data.root: cannot read {path} ({why}). {get}") from error
 
 
 def read_rows(path: Path, types: Sequence[Callable[[str], Any]], get: str, *, skip: int = 0) -> list[tuple[Any, ...]]:
@@ -30,21 +52,17 @@ def read_rows(path: Path, types: Sequence[Callable[[str], Any]], get: str, *, sk
         skip: lines of header.
 
     Raises:
-        ValueError: the file is missing, or a line does not have these columns; names both.
+        ValueError: the file cannot be read, or a line does not have these columns; names both.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.root: cannot read {path} ({getattr(error, 'strerror', 'not text')}). {get}") from error
     rows = []
-    for number, line in enumerate(lines[skip:], start=skip + 1):
+    for number, line in enumerate(read_lines(path, get)[skip:], start=skip + 1):
         values = line.split()
         if not values:
             continue
         try:
             rows.append(tuple(convert(value) for convert, value in zip(types, values, strict=True)))
         except ValueError as error:
-            expected = " ".join(convert.__name__ for convert in types)
+            expected = " ".join("str" if convert is listed else convert.__name__ for convert in types)
             raise ValueError(
                 f"data.root: line {number} of {path} is '{line.strip()[:80]}', expected {expected}. {get}"
             ) from error

@@ -1,13 +1,13 @@
 """Cars196 (Krause, Stark, Deng, Fei-Fei 2013), the first 98 classes to train, in any of the layouts in circulation."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dml.data.annotations import Count, check_counts, check_images, split_classes
+from dml.data.annotations import Count, check_counts, check_images, find_root, listed, split_classes
 from dml.data.dataset import Records, Source
-from dml.data.folder import read_tree
+from dml.data.tree import read_folders
 
 LAYOUTS = (
     "car_ims/ and cars_annos.mat, or cars_train/ and cars_test/ with devkit/cars_train_annos.mat and "
@@ -32,12 +32,13 @@ def load(*, root: str, train_classes: Count = 98, test_classes: Count | None = 9
         test_classes, train_images, test_images: expected counts; null does not check one.
 
     Returns:
-        Source with boxes (left, top, right, bottom) as in the .mat files; without boxes for class folders.
+        Source with boxes (left, top, right, bottom) as in the .mat files; without boxes for class folders, and where
+        the .mat files have none.
 
     Raises:
         ValueError: a file or an image is missing, the files disagree, or a count is another.
     """
-    folder = Path(root).expanduser()
+    folder = find_root(root, "cars196")
     if (folder / "car_ims").is_dir():
         file = folder / "cars_annos.mat"
         mat = _read_mat(file)
@@ -83,17 +84,23 @@ def _read_annotations(sides: list[tuple[Path, dict[str, Any], str, Path]], class
     """The images of one or two .mat files: (file, what is in it, field of the image's name, folder of the images)."""
     images: list[Path] = []
     classes, boxes = [], []
-    fields = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class")
-    for file, mat, name_field, folder in sides:
-        rows = np.atleast_1d(mat.get("annotations", ()))
+    tables = [np.atleast_1d(mat.get("annotations", ())) for _, mat, _, _ in sides]
+    corners = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+    boxed = any(
+        set(corners) & set(rows.dtype.names or ()) for rows in tables
+    )  # only transform.crop_to_box asks for them
+    fields = (*corners, "class") if boxed else ("class",)
+    for rows, (file, _, name_field, folder) in zip(tables, sides, strict=True):
         if missing := sorted({*fields, name_field} - set(rows.dtype.names or ())):
             raise ValueError(f"data.root: the annotations in {file} have no field {', '.join(missing)}. {GET}")
-        found = [folder / str(name) for name in rows[name_field]]
+        found = [folder / listed(str(name)) for name in rows[name_field]]
         check_images(found, file.name, GET)
         images += found
-        columns = np.array([[int(row[field]) for field in fields] for row in rows], dtype=np.int64).reshape(-1, 5)
-        boxes.append(columns[:, :4])
-        classes.append(columns[:, 4])
+        columns = np.array([[int(row[field]) for field in fields] for row in rows], dtype=np.int64).reshape(
+            -1, len(fields)
+        )
+        boxes.append(columns[:, :-1])
+        classes.append(columns[:, -1])
     labels = np.concatenate(classes) - 1
     last = int(labels.max(initial=-1)) + 1
     names = tuple(map(str, range(1, last + 1) if class_names is None else np.atleast_1d(class_names)))
@@ -102,18 +109,22 @@ def _read_annotations(sides: list[tuple[Path, dict[str, Any], str, Path]], class
             f"data.root: {sides[0][0]} has classes from {labels.min() + 1} to {last}, but there are "
             f"{len(names)} class names. {GET}"
         )
-    return Records(images, labels, names, np.concatenate(boxes))
+    return Records(images, labels, names, np.concatenate(boxes) if boxed else None)
 
 
 def _read_class_folders(folder: Path) -> Records:
-    """Class folders, those of the same name merged: some copies keep them under train/ and test/."""
+    """Class folders, those of the same name merged: some copies keep them under train/ and test/, others in images/."""
     try:
-        tree = read_tree(folder, "data.root")
+        tree = read_folders(folder, "data.root")
     except ValueError as error:
         raise ValueError(f"{error}. {GET}") from error
-    names = [PurePosixPath(name).name for name in tree.class_names]
+    found = {parts: images for parts, images in sorted(tree.folders.items()) if parts and images}
+    if not found:
+        raise ValueError(f"data.root={folder} holds no class folder with images. {GET}")
+    names = {parts[-1] for parts in found}
     numbered = all(name.isdecimal() for name in names)
-    classes = sorted(set(names), key=lambda name: (int(name) if numbered else 0, name))
+    classes = sorted(names, key=lambda name: (int(name) if numbered else 0, name))
     number = {name: label for label, name in enumerate(classes)}
-    labels = np.array([number[name] for name in names], dtype=np.int64)[tree.labels]
-    return Records(tree.images, labels, tuple(classes))
+    labels = [number[parts[-1]] for parts, images in found.items() for _ in images]
+    images = [image for images in found.values() for image in images]
+    return Records(images, np.array(labels, dtype=np.int64), tuple(classes))

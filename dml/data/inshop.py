@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dml.data.annotations import Count, check_counts, check_images, find_root, read_rows
+from dml.data.annotations import Count, check_counts, check_images, find_root, listed, read_lines, read_rows
 from dml.data.dataset import Records, Source
 
 GET = (
@@ -18,8 +18,8 @@ def load(*, root: str, train_classes: Count | None = 3997, test_classes: Count |
     """Read list_eval_partition.txt: image_name item_id evaluation_status. A class is an item.
 
     Args:
-        root: holds Eval/list_eval_partition.txt (or that file) and img/ (or Img/img/), or the folder "In-shop Clothes
-            Retrieval Benchmark" with them.
+        root: holds Eval/list_eval_partition.txt (or that file, or Info_Files/ with it) and img/ (or Img/img/), or the
+            folder "In-shop Clothes Retrieval Benchmark" with them.
         train_classes, test_classes: expected number of items; null does not check one. The queries and the gallery
             are of the same test items.
         train_images, test_images, gallery_images: expected counts; null does not check one. Test are the queries.
@@ -31,10 +31,10 @@ def load(*, root: str, train_classes: Count | None = 3997, test_classes: Count |
         ValueError: a file or an image is missing, an item is on both sides, or a count is another.
     """
     folder = find_root(root, "In-shop Clothes Retrieval Benchmark")
-    file = folder / "Eval" / "list_eval_partition.txt"
-    file = file if file.is_file() else folder / "list_eval_partition.txt"
-    rows = read_rows(file, (str, str, str), GET, skip=2)
-    announced = file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    places = [folder / place / "list_eval_partition.txt" for place in ("Eval", "", "Info_Files")]
+    file = next((place for place in places if place.is_file()), places[0])
+    rows = read_rows(file, (listed, str, str), GET, skip=2)
+    announced = "".join(read_lines(file, GET)[:1]).strip()
     if announced != str(len(rows)):
         raise ValueError(f"data.root: {file} has {len(rows)} images, but its first line says '{announced}'. {GET}")
     if unknown := sorted({row[2] for row in rows} - {"train", "query", "gallery"}):

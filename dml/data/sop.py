@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dml.data.annotations import Count, check_counts, check_images, find_root, read_rows
+from dml.data.annotations import Count, check_counts, check_images, find_root, listed, read_rows
 from dml.data.dataset import Records, Source
 
 GET = (
@@ -18,13 +18,14 @@ def load(*, root: str, train_classes: Count | None = 11318, test_classes: Count 
     """Read Ebay_train.txt and Ebay_test.txt: image_id class_id super_class_id path.
 
     Args:
-        root: the unpacked folder Stanford_Online_Products, or the folder that holds it.
+        root: the unpacked folder Stanford_Online_Products, or the folder that holds it. Copies that keep the images in
+            images/ and the lists in Info_Files/, as online_products of Revisiting_DML does, are read as well.
         train_classes, test_classes, train_images, test_images: expected counts; null does not check one.
 
     Raises:
         ValueError: a file or an image is missing, a class or an image is on both sides, or a count is another.
     """
-    folder = find_root(root, "Stanford_Online_Products")
+    folder = find_root(root, "Stanford_Online_Products", "online_products")
     source = Source("sop", _read(folder, "Ebay_train.txt"), _read(folder, "Ebay_test.txt"))
     if common := sorted(set(source.train.images) & set(source.test.images)):
         raise ValueError(
@@ -38,8 +39,9 @@ def load(*, root: str, train_classes: Count | None = 11318, test_classes: Count 
 
 
 def _read(folder: Path, file: str) -> Records:
-    rows = read_rows(folder / file, (int, int, int, str), GET, skip=1)
-    images = [folder / path for *_, path in rows]
+    apart = (folder / "Info_Files" / file).is_file() and not (folder / file).is_file()
+    rows = read_rows(folder / "Info_Files" / file if apart else folder / file, (int, int, int, listed), GET, skip=1)
+    images = [(folder / "images" if apart else folder) / path for *_, path in rows]
     check_images(images, file, GET)
     classes, labels = np.unique(np.array([row[1] for row in rows], dtype=np.int64), return_inverse=True)
     return Records(images, labels.astype(np.int64), tuple(map(str, classes.tolist())))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib.recfunctions import repack_fields
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from dml.data.cars196 import load
 
@@ -108,6 +109,29 @@ def test_class_folders(tmp_path, split):
     assert source.train.boxes is None
 
 
+def test_class_folders_in_images(tmp_path):
+    names = tuple(name.replace("/", "-") for name in NAMES)
+    write_folders(tmp_path / "cars196" / "images", names, split=False)
+    for root in (tmp_path, tmp_path / "cars196"):
+        source = load(root=str(root), **COUNTS)
+        assert source.train.class_names == names[:2] and source.test.class_names == names[2:]
+
+
+def test_annotations_without_boxes(tmp_path):
+    write_single(tmp_path)
+    whole = load(root=str(tmp_path), **COUNTS)
+    file = tmp_path / "cars_annos.mat"
+    rows = loadmat(file, squeeze_me=True)["annotations"]
+    kept = [name for name in rows.dtype.names if not name.startswith("bbox")]
+    savemat(file, {"annotations": repack_fields(rows[kept]), "class_names": cell(NAMES)})
+    source = load(root=str(tmp_path), **COUNTS)
+    assert whole.train.boxes is not None and source.train.boxes is None
+    assert source.train.images == whole.train.images and source.test.labels.tolist() == whole.test.labels.tolist()
+    savemat(file, {"annotations": repack_fields(rows[[*kept, "bbox_x1"]]), "class_names": cell(NAMES)})
+    with pytest.raises(ValueError, match="have no field bbox_x2, bbox_y1, bbox_y2"):
+        load(root=str(tmp_path), **COUNTS)
+
+
 def test_numbered_class_folders_are_in_order_of_number(tmp_path):
     write_folders(tmp_path, ("2", "10", "9", "100"), split=True)
     source = load(root=str(tmp_path), **COUNTS)
@@ -201,7 +225,7 @@ def test_more_classes_than_names(tmp_path):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(ValueError, match=r"data.root: .* holds no image: .*Expected in data.root"):
+    with pytest.raises(ValueError, match=r"data.root=.* holds no image .*Expected in data.root"):
         load(root=str(tmp_path))
     with pytest.raises(ValueError, match=r"data.root=.* is not a folder\. Expected in data.root"):
         load(root=str(tmp_path / "nowhere"))

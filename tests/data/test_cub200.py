@@ -74,11 +74,53 @@ def test_order_of_the_files_does_not_matter(root):
     np.testing.assert_array_equal(source.test.boxes, expected.test.boxes)
 
 
-@pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt", "bounding_boxes.txt"])
+@pytest.mark.parametrize("name", ["images.txt", "image_class_labels.txt"])
 def test_missing_file(root, name):
     (root / "CUB_200_2011" / name).unlink()
     with pytest.raises(ValueError, match=rf"data.root: cannot read .*{name} .*data.caltech.edu.*prepare cub200"):
         load(root=str(root), **COUNTS)
+
+
+def test_missing_boxes_are_missed_by_who_asks_for_them(root):
+    whole = load(root=str(root), **COUNTS)
+    (root / "CUB_200_2011" / "bounding_boxes.txt").unlink()
+    source = load(root=str(root), **COUNTS)
+    assert source.train.images == whole.train.images and source.train.boxes is None
+    ImageDataset(source.train, Transforms(size=8, resize=8).test)
+    with pytest.raises(ValueError, match=r"transform\.crop_to_box=true is not possible: .*bounding_boxes\.txt"):
+        ImageDataset(source.train, Transforms(size=8, resize=8).test, crop_to_box=True)
+
+
+def test_class_folders_alone_are_read_by_their_numbers(root, tmp_path):
+    whole = load(root=str(root), **COUNTS)
+    folder = root / "CUB_200_2011"
+    for name in ("images.txt", "image_class_labels.txt", "bounding_boxes.txt"):
+        (folder / name).unlink()
+    folder.rename(root / "cub200")
+    source = load(root=str(root), **COUNTS)
+    for found, expected in ((source.train, whole.train), (source.test, whole.test)):
+        assert found.class_names == expected.class_names and found.labels.tolist() == expected.labels.tolist()
+        assert {image.name for image in found.images} == {image.name for image in expected.images}
+    with pytest.raises(ValueError, match=r"data\.test_classes=100 \(found 2\)"):
+        load(root=str(root), **COUNTS | {"test_classes": 100})
+    (root / "cub200" / "images" / CLASSES[0]).rename(root / "cub200" / "images" / "Albatross")
+    with pytest.raises(ValueError, match=r"the class folder Albatross in images/ does not begin with its official"):
+        load(root=str(root), **COUNTS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_files_that_went_through_windows(root, encoding):
+    whole = load(root=str(root), **COUNTS)
+    for name in ("images.txt", "image_class_labels.txt", "bounding_boxes.txt"):
+        file = root / "CUB_200_2011" / name
+        text = file.read_text().replace("/", "\\").replace("\n", "\r\n")
+        file.write_bytes(text.encode(encoding))
+    if encoding == "utf-16":
+        with pytest.raises(ValueError, match=r"data\.root: .*images\.txt is in UTF-16: save it as UTF-8"):
+            load(root=str(root), **COUNTS)
+        return
+    source = load(root=str(root), **COUNTS)
+    assert source.train.images == whole.train.images and np.array_equal(source.test.boxes, whole.test.boxes)
 
 
 def test_no_folder(tmp_path):

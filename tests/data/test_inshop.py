@@ -41,6 +41,18 @@ def root(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("place", ["Eval", "Info_Files"])
+def test_a_list_that_went_through_windows(root, place):
+    official = load(root=str(root), **COUNTS)
+    file = root / "Eval" / "list_eval_partition.txt"
+    text = file.read_text().replace("/", "\\").replace("\n", "\r\n")
+    file.unlink()
+    (root / place).mkdir(exist_ok=True)
+    (root / place / file.name).write_bytes(text.encode("utf-8-sig"))
+    source = load(root=str(root), **COUNTS)
+    assert source.test.images == official.test.images and source.gallery.images == official.gallery.images
+
+
 def test_a_query_that_is_in_the_gallery_too_is_known(root):
     assert load(root=str(root), **COUNTS).own_index.tolist() == [-1, -1]
     (root / ROWS[6][0]).unlink()

@@ -38,6 +38,29 @@ def test_official_split(folder):
         assert source.gallery is None and source.class_disjoint
 
 
+def test_lists_in_info_files_and_images_in_images(folder):
+    official = load(root=str(folder), **COUNTS)
+    copy = folder.parent / "copy" / "online_products"
+    (copy / "Info_Files").mkdir(parents=True)
+    (copy / "images").mkdir()
+    for path in list(folder.iterdir()):
+        path.rename(copy / ("Info_Files" if path.suffix == ".txt" else "images") / path.name)
+    for root in (copy, copy.parent):
+        source = load(root=str(root), **COUNTS)
+        for found, expected in ((source.train, official.train), (source.test, official.test)):
+            assert found.class_names == expected.class_names and found.labels.tolist() == expected.labels.tolist()
+            assert found.images == [copy / "images" / path.relative_to(folder) for path in expected.images]
+
+
+def test_a_list_that_went_through_windows(folder):
+    official = load(root=str(folder), **COUNTS)
+    for name in ("Ebay_train.txt", "Ebay_test.txt"):
+        text = (folder / name).read_text().replace("/", "\\").replace("\n", "\r\n")
+        (folder / name).write_bytes(text.encode("utf-8-sig"))
+    source = load(root=str(folder), **COUNTS)
+    assert source.train.images == official.train.images and source.test.images == official.test.images
+
+
 @pytest.mark.parametrize("name", ["Ebay_train.txt", "Ebay_test.txt"])
 def test_missing_file(folder, name):
     (folder / name).unlink()
