@@ -5,12 +5,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from dml.app.choices import refuse_settings_of_digits
 from dml.app.launch import one_folder
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Run the job; returns the validation metric, which sweepers maximise (never a test metric)."""
+    refuse_settings_of_digits(cfg)
     # Imported here so that --help and --cfg answer without loading torch.
     from dml.app.errors import as_user_error
     from dml.app.run import run_train

@@ -37,7 +37,17 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     broken = root / "class0" / "3.png"  # one of the two reads it in the first step, and the other waits for its rows
     broken.write_bytes(broken.read_bytes()[:60])
     batch = ("batch.classes_per_batch=4", "batch.samples_per_class=8", "protocol=paper")
-    code, _, err = end(start("train.py", *TWO, *batch, "data=folder", f"data.root={root}", f"hydra.run.dir={tmp_path}"))
+    code, _, err = end(
+        start(
+            "train.py",
+            *TWO,
+            *batch,
+            "experiment=digits",
+            "data=folder",
+            f"data.root={root}",
+            f"hydra.run.dir={tmp_path}",
+        )
+    )
     assert code != 0 and f"the image {broken} cannot be read" in err
 
 
