@@ -1,7 +1,6 @@
 """The folder of a run: held by one process, continued by the same command, never mixed with another run."""
 
 import fcntl
-import hashlib
 import json
 import sys
 import time
@@ -62,7 +61,7 @@ def take(lock: IO[str]) -> bool:
     return True
 
 
-def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
+def finished_metrics(cfg: DictConfig, folder: Path, code: str) -> dict[str, float] | None:
     """The metrics of the run that this folder holds; None if it holds no finished one.
 
     Raises:
@@ -75,7 +74,7 @@ def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     if (folder / "config.yaml").is_file():
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
-    if found["row"].get("code") != code_version():
+    if found["row"].get("code") != code:
         raise ValueError(
             f"{folder} holds a run that another version of the code finished, and it is left as it is: "
             "to run it again delete the folder, or give another hydra.run.dir or hydra.sweep.dir"
@@ -83,7 +82,7 @@ def finished_metrics(cfg: DictConfig, folder: Path) -> dict[str, float] | None:
     return found["metrics"]
 
 
-def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
+def resume_point(cfg: DictConfig, folder: Path, code: str) -> Path | None:
     """The checkpoint to go on from: that of an unfinished run in this folder, or the one that cfg.resume names.
 
     The folder comes first, as the same command, given again, goes on from where it was.
@@ -104,7 +103,7 @@ def resume_point(cfg: DictConfig, folder: Path) -> Path | None:
         return path
     before = read_checkpoint(path, "resume")["dml_config"]
     _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
-    if before.get("code") != code_version():
+    if before.get("code") != code:
         raise ValueError(
             f"{folder} holds a run that another version of the code began, and it is left as it is: to begin again "
             f"delete the folder, to go on with this code give resume={folder} and another hydra.run.dir"
@@ -137,13 +136,3 @@ def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[
         keys = sorted(before.keys() | now.keys())
         return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k), free)]
     return [] if before == now else [f"{key} (then {before}, now {now})"]
-
-
-def code_version() -> str:
-    """A fingerprint of what computes results: the sources of this package, the report left out."""
-    package = Path(__file__).resolve().parents[1]
-    files = sorted(file for file in package.rglob("*.py") if file.parent.name != "report")
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:12]

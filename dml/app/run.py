@@ -20,7 +20,8 @@ from rich.table import Table
 from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer
 from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
-from dml.app.folder import code_version, finished_metrics, held, resume_point
+from dml.app.code import code_version
+from dml.app.folder import finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.row import row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
@@ -59,7 +60,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         NonFiniteLossError: the loss became NaN or infinite.
     """
     check_config(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, code = Path(HydraConfig.get().runtime.output_dir), code_version(cfg)
     first = not getattr(rank_zero_only, "rank", 0)
     if not first:
         # Ctrl-C reaches all processes of a run. The first, which ends the others, must not wait for one that is gone.
@@ -67,11 +68,11 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     with StopSignals() as stop:
         try:
             with held(folder):
-                if (metrics := finished_metrics(cfg, folder)) is not None:
+                if (metrics := finished_metrics(cfg, folder, code)) is not None:
                     rank_zero_only(print)(f"Finished already, and not run again: {folder}")
                     return metrics
                 if not is_command_of_its_own(cfg):
-                    return _train(cfg, folder, stop)
+                    return _train(cfg, folder, code, stop)
             return run_as_command(folder, stop)
         except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
             if stop.received is None and first:
@@ -83,11 +84,11 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     sys.exit(stop.status if first else 0)
 
 
-def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]:
+def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[str, float]:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    config, code = OmegaConf.to_yaml(cfg, resolve=True), code_version()
+    config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
     built = build(cfg)
     built.model.config["code"] = code  # for who resumes
@@ -96,7 +97,7 @@ def _train(cfg: DictConfig, folder: Path, stop: StopSignals) -> dict[str, float]
     _tell(built)
     row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
-    resumed, wandb_run = resume_point(cfg, folder), None
+    resumed, wandb_run = resume_point(cfg, folder, code), None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
         wandb_run = read_checkpoint(resumed, "resume").get("wandb_run")
@@ -236,7 +237,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
-        row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version())
+        row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version(trained))
         _write(folder / "evaluation.json", metrics, row)
         _print_table(metrics, folder)
     return metrics

@@ -66,7 +66,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path):
 
 def test_other_code_does_not_pass_for_the_same_result(tmp_path, monkeypatch):
     train(tmp_path)
-    monkeypatch.setattr(folders, "code_version", lambda: "another")
+    monkeypatch.setattr("dml.app.run.code_version", lambda _: "another")
     with pytest.raises(ValueError, match=rf"{tmp_path} holds a run that another version of the code finished"):
         train(tmp_path)
 
@@ -83,7 +83,7 @@ def test_an_unfinished_run_of_other_settings_is_not_mixed_in(tmp_path):
 def test_an_unfinished_run_of_other_code_goes_on_only_if_asked_to(tmp_path, monkeypatch):
     metrics = train(tmp_path / "a").metrics
     (tmp_path / "a" / "metrics.json").unlink()
-    monkeypatch.setattr(folders, "code_version", lambda: "another")
+    monkeypatch.setattr("dml.app.run.code_version", lambda _: "another")
     with pytest.raises(ValueError, match="another version of the code began"):
         train(tmp_path / "a")
     assert train(tmp_path / "b", f"resume={tmp_path / 'a'}").metrics == metrics
