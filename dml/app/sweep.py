@@ -38,7 +38,7 @@ class SweepNamedByCommand(Callback):
         # quotes for.
         swept_first = " ".join(sorted(overrides, key=lambda override: "," not in override))
         readable = re.sub(r"[^\w.-]+", "_", swept_first.replace("=", "-"))[:80].strip("_") or "defaults"
-        name = f"multirun/{readable}-{hashlib.sha256(command.encode()).hexdigest()[:8]}"
+        name = f"multirun/{readable}-{hashlib.sha256(command.encode(errors='surrogatepass')).hexdigest()[:8]}"
         with read_write(config.hydra):
             config.hydra.sweep.dir = name
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
