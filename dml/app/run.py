@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +22,7 @@ from dml.app.checks import check_config
 from dml.app.code import code_version
 from dml.app.folder import finished_metrics, held, resume_point
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.pictures import save_pictures
 from dml.app.row import row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
 from dml.data.trained_on import TrainedOn, of_test_part
@@ -30,8 +30,7 @@ from dml.engine.callbacks import BestCheckpoint
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.printable import printable
-from dml.report.figures import draw_embedding
-from dml.whole_file import whole_file, write_whole
+from dml.whole_file import write_whole
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +160,7 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
         _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # first: the run is finished
-        _save_picture(trainer, built, metrics, folder)
+        save_pictures(trainer, built, metrics, folder)
         _print_table(metrics, folder)
     return metrics
 
@@ -171,34 +170,6 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
     content = {"metrics": metrics, "row": row}
     # A config of YAML can hold a value that JSON cannot (bytes): not to be the end of a result.
     write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
-
-
-def _save_picture(trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
-    """Keep embeddings of two dimensions, draw them, hand the picture on. What fails is told, and the result stands.
-
-    Whatever may fail in a plotting library or another logger, none of it is worth a result that has been measured.
-    """
-    assert built.model.test_embeddings is not None
-    embeddings, labels = built.model.test_embeddings
-    if embeddings.shape[1] != 2:
-        return
-    doing = "test_embeddings.npz was not written"
-    try:
-        with whole_file(folder / "test_embeddings.npz") as file:
-            np.savez_compressed(
-                file,
-                embeddings=embeddings.numpy(),
-                labels=labels.numpy(),
-                class_names=np.array(built.source.test.class_names),
-            )
-        doing = f"embedding.png was not drawn (`python -m dml.report {folder}` tries again)"
-        picture = draw_embedding(folder, metrics.get("test/map"))
-        doing = "embedding.png was not handed to the logger"
-        for logger in trainer.loggers:
-            if hasattr(logger, "log_image"):
-                logger.log_image("test/embedding", [str(picture)])
-    except Exception as error:
-        log.warning(printable(f"metrics.json is written, but {doing}: {error!r}"))
 
 
 def run_evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -239,6 +210,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version(trained))
         _write(folder / "evaluation.json", metrics, row)
+        save_pictures(trainer, built, metrics, folder)
         _print_table(metrics, folder)
     return metrics
 

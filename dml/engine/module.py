@@ -72,7 +72,8 @@ class MetricLearner(pl.LightningModule):
         self._micro_batch, self._reuse_memory = micro_batch, reuse_memory
         self._watch, self._diagnostics = LossWatch(), Diagnostics()
         self._seen: dict[int, list[Batch]] = {}
-        self.test_embeddings: tuple[Tensor, Tensor] | None = None
+        self.test_embeddings: tuple[Tensor, Tensor] | None = None  # of the queries, and their labels
+        self.test_gallery: Tensor | None = None
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
     def configure_optimizers(self) -> Any:
@@ -161,14 +162,15 @@ class MetricLearner(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Evaluate what was collected, as test/..."""
-        (embeddings, labels), self.test_metrics = self._evaluate("test")
+        ((embeddings, labels), *gallery), self.test_metrics = self._evaluate("test")
         self.test_embeddings = embeddings.cpu(), labels.cpu()
+        self.test_gallery = gallery[0][0].cpu() if gallery else None
 
     def _collect(self, batch: Batch, loader: int) -> None:
         images, labels, index = batch
         self._seen.setdefault(loader, []).append((self(images).float(), labels, index))
 
-    def _evaluate(self, stage: str) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
+    def _evaluate(self, stage: str) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float]]:
         sides = [self._put_together(loader) for loader in sorted(self._seen)]  # the same loaders on every rank
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
         metrics = self.evaluator(
@@ -183,7 +185,7 @@ class MetricLearner(pl.LightningModule):
         )
         metrics = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
-        return queries, metrics
+        return sides, metrics
 
     def _put_together(self, loader: int) -> tuple[Tensor, Tensor]:
         """What all ranks saw of a loader, each its share, in the order of the records, as one process sees them."""
