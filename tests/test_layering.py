@@ -12,11 +12,12 @@ PARTS = ("models", "losses", "samplers", "retrieval", "data")
 INSIDE: dict[str, set[str]] = {
     **{part: {part} for part in PARTS},
     "losses": {"losses", "products"},
+    "samplers": {"samplers", "words"},
     "retrieval": {"retrieval", "products"},
-    "data": {"data", "whole_file", "printable"},
+    "data": {"data", "whole_file", "printable", "words"},
     "report": {"report", "printable"},
-    "engine": {"engine", "whole_file"},
-    "app": {*PARTS, "report", "engine", "app", "whole_file", "printable"},
+    "engine": {"engine", "whole_file", "words"},
+    "app": {*PARTS, "report", "engine", "app", "whole_file", "printable", "words"},
     "": {"app"},  # train.py and evaluate.py
 }
 # A part's own room for what its files share: it knows none of them.

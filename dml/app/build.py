@@ -13,6 +13,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from dml.app.checks import check_data, check_tested
 from dml.app.make import make
 from dml.app.settings import LATER, Splitting
+from dml.app.told import tell
 from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
@@ -79,6 +80,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
     # After the split: it is that of all images, so none changes sides when another is broken, or mended.
     source, validation, broken = _without_broken(cfg, source, validation)
+    tell(source, validation, tested_only=for_evaluation)  # before anything is refused, or cached
     if for_evaluation:
         check_tested(cfg, source)
     else:

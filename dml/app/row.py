@@ -82,6 +82,8 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "train_classes": built.source.train.num_classes,
         "broken_images": len(built.broken),  # left out of all parts
         "passed_over": dict(built.source.passed_over),
+        "parts": {name: records.sizes for name, records in built.source.parts(built.validation).items()},
+        "notes": list(built.source.notes),
         "loss": config["loss"],
         "sampler": sampler,
         "backbone": backbone["_target_"] if own_backbone else backbone["name"],
@@ -132,6 +134,10 @@ def row_of_evaluation(
         "train_classes": trained_on and trained_on.train_classes,
         "train_split": {key: value for key, value in checkpoint["dml_config"]["data"].items() if key not in _PLACE},
         "trainer": {key: value for key, value in checkpoint["trainer"].items() if key not in _MACHINE},
+        "parts": {
+            **(trained_on.parts if trained_on else {}),
+            **{name: sizes for name, sizes in row["parts"].items() if name in ("test", "gallery")},
+        },
         "tested": {
             "images": len(built.source.test),
             "classes": built.source.test.num_classes,

@@ -31,6 +31,7 @@ from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.printable import printable
 from dml.whole_file import write_whole
+from dml.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,6 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     built.model.config["code"] = code  # for who resumes
     if not getattr(rank_zero_only, "rank", 0):  # which writes the checkpoints
         built.model.trained_on = TrainedOn.of(built.source, built.validation)._asdict()
-    _tell(built)
     row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
     resumed, wandb_run = resume_point(cfg, folder, code), None
@@ -121,20 +121,6 @@ def _copy_best(resumed: Path, checkpoints: Path) -> None:
 
 
 @rank_zero_only
-def _tell(built: Built) -> None:
-    """What a user has to know of how the images were read."""
-    source = built.source
-    for note in source.notes:
-        log.warning(printable(note))
-    if source.passed_over:
-        kinds = sorted(source.passed_over.items(), key=lambda item: -item[1])
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        log.info(printable(f"Passed over in {source.name}: {counts}"))
-    if source.leak:
-        log.warning(printable(f"{source.name}: {source.leak}. No number measured here is one of unseen classes"))
-
-
-@rank_zero_only
 def _list_broken(built: Built, folder: Path) -> None:
     """Tell of the images that are left out, and list them in bad_images.txt."""
     if not built.broken:
@@ -142,7 +128,8 @@ def _list_broken(built: Built, folder: Path) -> None:
     # The names as the disk has them, for who hands them to another program; but a line is one image.
     lines = [f"{_in_one_line(str(image))}\t{printable(reason)}\n" for image, reason in built.broken.items()]
     write_whole(folder / "bad_images.txt", "".join(lines).encode(errors="surrogateescape"))
-    print(f"{len(lines)} images cannot be decoded and are left out (data.on_error=skip): {folder / 'bad_images.txt'}")
+    what = f"{counted(len(lines), 'image')} cannot be decoded and {'is' if len(lines) == 1 else 'are'} left out"
+    print(f"{what} (data.on_error=skip): {folder / 'bad_images.txt'}")
 
 
 def _in_one_line(name: str) -> str:
@@ -201,7 +188,6 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
-    _tell(built)
     _list_broken(built, folder)
     trained_on = TrainedOn.read(checkpoint.get("trained_on"))
     leak = _leak(built, checkpoint, trained_on) if trainer.is_global_zero else None

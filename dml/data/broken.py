@@ -33,8 +33,8 @@ def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, 
             raise ValueError(f"data.on_error=skip leaves no image of the {part} part: all {len(kept)} are broken")
         left = records.subset(np.flatnonzero(kept))
         if part in ("training", "validation"):
-            return left
-        return replace(left, labels=records.labels[kept], class_names=records.class_names)
+            return replace(left, left_out=int((~kept).sum()))
+        return replace(left, left_out=int((~kept).sum()), labels=records.labels[kept], class_names=records.class_names)
 
     left = replace(
         source,

@@ -24,12 +24,14 @@ class Records:
         labels: [N] int64, indices into class_names.
         class_names: one name a class.
         boxes: [N, 4] bounding boxes (left, top, right, bottom) in pixels, if the source has them.
+        left_out: how many further images were left out, as they cannot be decoded.
     """
 
     images: Sequence[Path] | np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
     boxes: np.ndarray | None = None
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
@@ -42,6 +44,15 @@ class Records:
     def num_classes(self) -> int:
         """Number of classes that have a name; labels run from 0 to one less."""
         return len(self.class_names)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Numbers of images and of classes that have one, images of the smallest and of the largest class."""
+        sizes = np.unique(self.labels, return_counts=True)[1]
+        smallest, largest = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
+        return {
+            "images": len(self), "classes": len(sizes), "smallest_class": smallest, "largest_class": largest
+        }  # fmt: skip
 
     def subset(self, indices: np.ndarray) -> "Records":
         """The images at `indices` [n]; classes that no image is left of are dropped and labels renumbered."""
@@ -107,6 +118,11 @@ class Source:
 
         place = {key: index for index, key in enumerate(keys(self.gallery))}
         return np.array([place.get(key, -1) for key in keys(self.test)])
+
+    def parts(self, validation: Records | None = None) -> dict[str, Records]:
+        """The records by name: train, validation (if one was held out), test, and gallery if there is one."""
+        parts = {"train": self.train, "validation": validation, "test": self.test, "gallery": self.gallery}
+        return {name: records for name, records in parts.items() if records is not None}
 
     def hold_out(self, fraction: float, fold: int | None = None, folds: int = 5) -> tuple["Source", Records]:
         """Split a validation part off the training records; the split depends on the arguments alone.

@@ -26,6 +26,7 @@ class TrainedOn(NamedTuple):
         classes: names of the classes of both parts.
         images: [n] int64, sorted: fingerprints of the contents of the images of both parts (8 bytes each).
         test: fingerprint of the classes and labels of the test part beside them.
+        parts: train and validation -> their numbers of images and classes, sizes of their smallest and largest class.
     """
 
     data: str
@@ -34,6 +35,7 @@ class TrainedOn(NamedTuple):
     classes: list[str]
     images: torch.Tensor
     test: str
+    parts: dict[str, dict[str, int]]
 
     @classmethod
     def of(cls, source: Source, validation: Records | None) -> "TrainedOn":
@@ -42,11 +44,12 @@ class TrainedOn(NamedTuple):
         Raises:
             ValueError: an image cannot be read; names it.
         """
-        parts = [source.train] if validation is None else [source.train, validation]
-        images = np.unique(np.concatenate([fingerprints(part.images) for part in parts]))
-        classes = sorted({name for part in parts for name in part.class_names})
+        parts = {name: part for name, part in source.parts(validation).items() if name in ("train", "validation")}
+        images = np.unique(np.concatenate([fingerprints(part.images) for part in parts.values()]))
+        classes = sorted({name for part in parts.values() for name in part.class_names})
         sizes = len(source.train), source.train.num_classes
-        return cls(source.name, *sizes, classes, torch.from_numpy(images), of_test_part(source))
+        numbers = {name: part.sizes for name, part in parts.items()}
+        return cls(source.name, *sizes, classes, torch.from_numpy(images), of_test_part(source), numbers)
 
     @classmethod
     def read(cls, found: Any) -> "TrainedOn | None":
@@ -57,7 +60,8 @@ class TrainedOn(NamedTuple):
         plain = isinstance(read.classes, list) and all(isinstance(name, str) for name in read.classes)
         numbers = isinstance(read.images, torch.Tensor) and read.images.dtype == torch.int64 and read.images.ndim == 1
         sizes = isinstance(read.train_images, int) and isinstance(read.train_classes, int)
-        return read if plain and numbers and sizes and isinstance(read.data, str) else None
+        sizes = sizes and isinstance(read.parts, dict) and isinstance(read.data, str)
+        return read if plain and numbers and sizes else None
 
     def overlap(self, source: Source) -> str:
         """What of the test part (queries and gallery) was trained on, in words; empty: nothing.

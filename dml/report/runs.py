@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 # What may differ between runs that are averaged: the seed, what follows from it, the version of the code (said
 # beneath the table: most changes of the code change no result), and what older rows do not have.
-_FREE = frozenset({"seed", "evaluated_step", "code", "class_disjoint", "leak"})
+_FREE = frozenset({"seed", "evaluated_step", "code", "class_disjoint", "leak", "notes"})
 # What follows from the fold, when that differs.
 _FOLD = frozenset({"split.fold", "train_images", "train_classes", "loss.num_classes"})
 
@@ -117,7 +117,9 @@ def _refuse_other_settings(first: Run, other: Run) -> None:
     a, b = first.settings, other.settings
     free = _FREE | (_FOLD if a.get("split.fold") != b.get("split.fold") else frozenset())
     free |= {"steps"} if a.get("protocol.patience") is not None else frozenset()
-    differing = sorted(key for key in (a.keys() | b.keys()) - free if a.get(key) != b.get(key))
+    # The sizes of the parts follow from data and split.
+    keys = {key for key in a.keys() | b.keys() if not key.startswith("parts.")} - free
+    differing = sorted(key for key in keys if a.get(key) != b.get(key))
     if differing:
         raise ValueError(
             f"runs of {first.row['method']} differ in {', '.join(differing)} and cannot be averaged: "

@@ -21,7 +21,7 @@ def test_best_gives_the_metrics_that_training_printed(finished, tmp_path):
     stored = json.loads((tmp_path / "evaluation.json").read_text())
     before = json.loads((finished.folder / "metrics.json").read_text())
     assert stored["metrics"] == run.metrics
-    for key in ("data", "loss", "backbone", "dimension", "seed", "protocol", "evaluated_step", "leaked"):
+    for key in ("data", "loss", "backbone", "dimension", "seed", "protocol", "evaluated_step", "leaked", "parts"):
         assert stored["row"][key] == before["row"][key], key
 
 
