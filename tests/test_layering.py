@@ -16,7 +16,7 @@ INSIDE: dict[str, set[str]] = {
     "retrieval": {"retrieval", "products"},
     "data": {"data", "whole_file", "printable", "words"},
     "report": {"report", "printable"},
-    "engine": {"engine", "whole_file", "words"},
+    "engine": {"engine", "whole_file", "printable", "words"},
     "app": {*PARTS, "report", "engine", "app", "whole_file", "printable", "words"},
     "": {"app"},  # train.py and evaluate.py
 }

@@ -18,6 +18,7 @@ from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
+from dml.engine.blank import BlankImages
 from dml.engine.callbacks import make_callbacks
 from dml.engine.checkpoint_io import WholeCheckpoints
 from dml.engine.datamodule import RetrievalData, cores
@@ -200,7 +201,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
         folder: of the run.
         stop: the signals that end a training; None: for evaluation, which writes no checkpoints.
     """
-    callbacks: list[pl.Callback] = []
+    callbacks: list[pl.Callback] = [BlankImages()]
     if stop is not None:
         callbacks += make_callbacks(
             folder=str(folder / "checkpoints"),

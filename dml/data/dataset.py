@@ -229,6 +229,14 @@ def _part_of_each_class(labels: np.ndarray, start: float, stop: float, rng: np.r
     return part
 
 
+BLANK, DARK = 2, 16
+
+
+def is_blank(image: Tensor) -> bool:
+    """Whether an image [3, h, w] is of one colour, or none of its values reaches DARK of 255."""
+    return bool((image < DARK).all() or (image == image[:, :1, :1]).all())
+
+
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Records -> (image uint8 [3, H, W], label, index).
 
@@ -241,6 +249,10 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             given a torch.Generator too, from which all its random choices have to come.
         decode: image and box, or None -> uint8 tensor [3, h, w]; None: decoding alone. A cache takes its place.
         crop_to_box: cut every image to its bounding box.
+
+    Attributes:
+        looks: [N] uint8, in memory that loader processes share: 0 for an image that nobody has asked for yet, BLANK for
+            one that is of one colour or nearly black, 1 for any other.
 
     Raises:
         ValueError: crop_to_box for records without boxes, or with a box that holds no pixel.
@@ -271,6 +283,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         self.transform = transform
         self.decode = Decode() if decode is None else decode
         self.crop_to_box = crop_to_box
+        self.looks = torch.zeros(len(records), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -280,7 +293,10 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         index, given = item, []
         if isinstance(item, tuple):
             index, given = item[0], [torch.Generator().manual_seed(item[1])]
-        return self.transform(self.decode(*self.to_decode(index)), *given), int(self.records.labels[index]), index
+        image = self.decode(*self.to_decode(index))
+        if not self.looks[index]:
+            self.looks[index] = BLANK if is_blank(image) else 1
+        return self.transform(image, *given), int(self.records.labels[index]), index
 
     def to_decode(self, index: int) -> tuple[Path | np.ndarray, Box | None]:
         """What an item is decoded from: its image, and its box if it is cut to one."""

@@ -134,6 +134,12 @@ class RetrievalData(pl.LightningDataModule):
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The data sets by name: training, validation, test, gallery; those that there are, each once."""
+        parts = {"training": self._train, "test": self._test, "gallery": self._gallery, "validation": self._validation}
+        return {name: part for name, part in parts.items() if part is not None}
+
     def start_epoch(self, epoch: int) -> None:
         """Have the sampler draw this epoch."""
         self._sampler.set_epoch(epoch)

@@ -292,6 +292,18 @@ def test_worker_processes_draw_the_same():
     assert torch.equal(*batches)
 
 
+def test_blank_images_are_noticed_in_any_process():
+    images = noise(6).images.copy()
+    images[1], images[2], images[4] = 0, (200, 30, 4), images[4] // 17  # black, of one colour, nearly black
+    for workers in (0, 2):
+        dataset = ImageDataset(Records(images, np.arange(6) % 2, ("a", "b")), CROP)
+        assert not dataset.looks.any()
+        list(
+            DataLoader(dataset, batch_sampler=[[(0, 1), (1, 2), (2, 3)], [(4, 5), (5, 6), (1, 7)]], num_workers=workers)
+        )
+        assert dataset.looks.tolist() == [1, 2, 2, 0, 2, 1]
+
+
 def test_crop_to_box():
     records = noise()
     boxes = np.array([[0, 0, 24, 24], [3, 5, 10, 20], [23, 23, 24, 24], [0, 10, 24, 11]])
