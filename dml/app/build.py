@@ -66,7 +66,16 @@ def fill_in(cfg: DictConfig, source: Source) -> None:
                 cfg.loss[key] = value
 
 
-def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
+def read_parts(cfg: DictConfig) -> tuple[Source, Records | None]:
+    """What a run of this config reads: the source, and the validation part that its training records are without.
+
+    Raises:
+        ValueError: the data cannot be read; names the key.
+    """
+    return _without_broken(cfg, *build_source(cfg, validate=cfg.protocol.validate))[:2]
+
+
+def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = False) -> Built:
     """Build data and model.
 
     Args:
@@ -74,6 +83,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
             the only change made to it.
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
+        resumed: weights come from a checkpoint.
 
     Raises:
         ValueError: the config does not go with the data, or a part with the machine; names the key.
@@ -114,7 +124,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False) -> Built:
         reads_ahead=light,
         own_index=source.own_index,
     )
-    no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation else {}
+    no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation or resumed else {}
     backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)

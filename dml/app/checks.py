@@ -23,8 +23,13 @@ from dml.models.backbones import check_backbone, create_backbone
 from dml.printable import printable
 
 
-def check_config(cfg: DictConfig, schema: type = Training) -> None:
+def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = False) -> None:
     """Refuse keys that do not exist, values of a wrong type or out of range, and groups that do not go together.
+
+    Args:
+        cfg: composed config.
+        schema: what it is to be.
+        begun: the weights come from a checkpoint, whatever the backbone's keys say.
 
     Raises:
         ValueError: one line a problem, each naming a config key.
@@ -38,13 +43,13 @@ def check_config(cfg: DictConfig, schema: type = Training) -> None:
     said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
     said += secrets_in(config)
     if issubclass(schema, Training):
-        said += _tried(config, {problem.key.split(".")[0] for problem in found})
+        said += _tried(config, {problem.key.split(".")[0] for problem in found}, begun)
         said += _across(config, {problem.key for problem in found})
     if said:
         raise ValueError("\n".join(map(printable, said)))
 
 
-def _tried(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
+def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[str]:
     """What parts that need no data say when they are made: combinations that no signature tells, and parts without."""
     weights, optimizer = [torch.nn.Parameter(torch.zeros(1))], None
     for group in ("transform", "evaluator", "loss", "optimizer", "scheduler"):
@@ -68,8 +73,9 @@ def _tried(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
         yield from _wandb(config["logger"])
     if "backbone" not in broken and pydoc.locate(config["backbone"]["_target_"]) is create_backbone:
         backbone = config["backbone"]
+        named = {} if begun else backbone
         try:
-            check_backbone(backbone["name"], backbone.get("pretrained", False), backbone.get("checkpoint_path"))
+            check_backbone(backbone["name"], named.get("pretrained", False), named.get("checkpoint_path"))
         except ValueError as error:
             yield _first_line(error)
 

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -14,14 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checkpoint import read_checkpoint
+from dml.app.settings import LATER
+from dml.data.trained_on import TrainedOn
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
     {"resume", "trainer", "engine", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
-    | {"data.cache", "data.cache_dir", "data.max_bad"}
+    | {"data.cache", "data.cache_dir", "data.max_bad", "data.download"}
 )
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
 _SAME_RUN = _FREE - {"trainer", "engine"}
+_FILLED_IN = frozenset(f"loss.{key}" for key in LATER)  # a checkpoint has them
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 
@@ -61,11 +64,25 @@ def take(lock: IO[str]) -> bool:
     return True
 
 
-def finished_metrics(cfg: DictConfig, folder: Path, code: str) -> dict[str, float] | None:
+def has_begun(cfg: DictConfig, folder: Path) -> bool:
+    """Whether weights come from a run before this, so that a file they once came from need not be there."""
+    files = ("metrics.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt")
+    return cfg.get("resume") is not None or any((folder / file).is_file() for file in files)
+
+
+def finished_metrics(
+    cfg: DictConfig, folder: Path, code: str, trained_on: Callable[[], TrainedOn]
+) -> dict[str, float] | None:
     """The metrics of the run that this folder holds; None if it holds no finished one.
 
+    Args:
+        cfg: of the run that is asked for.
+        folder: of the run.
+        code: fingerprint of the code of now.
+        trained_on: reads what it would train on; asked where the data has another place than then.
+
     Raises:
-        ValueError: they come from other settings or another version of our code; names the difference.
+        ValueError: they come from other settings, other images or another version of our code; names the difference.
     """
     file = folder / "metrics.json"
     if not file.is_file():
@@ -73,7 +90,9 @@ def finished_metrics(cfg: DictConfig, folder: Path, code: str) -> dict[str, floa
     found = json.loads(file.read_text())
     if (folder / "config.yaml").is_file():
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
+        moved = _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
+        if moved:
+            same_images(_newest(folder), trained_on(), moved)
     if found["row"].get("code") != code:
         raise ValueError(
             f"{folder} holds a run that another version of the code finished, and it is left as it is: "
@@ -82,33 +101,71 @@ def finished_metrics(cfg: DictConfig, folder: Path, code: str) -> dict[str, floa
     return found["metrics"]
 
 
-def resume_point(cfg: DictConfig, folder: Path, code: str) -> Path | None:
+def same_images(checkpoint: Path | None, now: TrainedOn, moved: Sequence[str] = ()) -> None:
+    """Refuse to go on with other images than those that a run began with, wherever they are.
+
+    Args:
+        checkpoint: of the run.
+        now: what it would train on.
+        moved: keys that name another place than then, with their values. Without them a checkpoint that does not say
+            what it was trained on is taken, as the data module looks at the labels.
+
+    Raises:
+        ValueError: they are others, or it cannot be told.
+    """
+    then = None if checkpoint is None else TrainedOn.read(read_checkpoint(checkpoint, "resume").get("trained_on"))
+    if then is None:
+        if moved:
+            raise ValueError(
+                f"the run was trained with other settings of {', '.join(moved)}, and no checkpoint of it says which "
+                "images these were. Give the same command as then"
+            )
+        return
+    changed = [
+        f"the {part} images"
+        for part, same in (
+            ("training and validation", (then.order, then.classes) == (now.order, now.classes)),
+            ("test", then.test == now.test),
+        )
+        if not same
+    ]
+    if changed:
+        where = f" ({', '.join(moved)})" if moved else ""
+        raise ValueError(
+            f"data{where}: {' and '.join(changed)} are not those that this run began with (images or classes were "
+            "added, taken away, renamed or found broken), so it cannot go on: begin a new run"
+        )
+
+
+def resume_point(cfg: DictConfig, folder: Path, code: str) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from: that of an unfinished run in this folder, or the one that cfg.resume names.
 
     The folder comes first, as the same command, given again, goes on from where it was.
+
+    Returns:
+        The checkpoint, and which keys say that its images have another place now: `same_images` has to hold.
 
     Raises:
         ValueError: there is none where cfg.resume says, it cannot be read, or its run had other settings.
     """
     path = _newest(folder)
     if path is None and cfg.resume is None:
-        return None
+        return None, []
     if path is None or (cfg.resume is not None and Path(cfg.resume).resolve() == folder.resolve()):
         path = Path(cfg.resume)
         path = (_newest(path) or path / "checkpoints" / "last.ckpt") if path.is_dir() else path
         found, best = read_checkpoint(path, "resume"), path.with_name("best.ckpt")
         if best.is_file() and read_checkpoint(best, "resume")["global_step"] > found["global_step"]:
             raise ValueError(f"resume={path} is older than {best}, the best of its run: give resume={path.parents[1]}")
-        _same_settings(found["dml_config"], cfg, _FREE, f"resume={cfg.resume}")
-        return path
+        return path, _same_settings(found["dml_config"], cfg, _FREE, f"resume={cfg.resume}")
     before = read_checkpoint(path, "resume")["dml_config"]
-    _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
+    moved = _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
     if before.get("code") != code:
         raise ValueError(
             f"{folder} holds a run that another version of the code began, and it is left as it is: to begin again "
             f"delete the folder, to go on with this code give resume={folder} and another hydra.run.dir"
         )
-    return path
+    return path, moved
 
 
 def _newest(folder: Path) -> Path | None:
@@ -118,21 +175,31 @@ def _newest(folder: Path) -> Path | None:
     return max(files, key=lambda file: read_checkpoint(file, "resume")["global_step"], default=None)
 
 
-def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> None:
+def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> list[str]:
+    """Refuse other settings than `before`; returns what differs in where the data is alone."""
     now = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
-    changed = [line for key in now for line in _differences(str(key), before.get(key), now[key], free)]
+    found = [one for key in now for one in _differences(str(key), before.get(key), now[key], free)]
+    changed, moved = ([line for place, line in found if place is kind] for kind in (False, True))
     if changed:
         other = "leave out resume" if said.startswith("resume=") else "give another hydra.run.dir or hydra.sweep.dir"
         raise ValueError(
             f"{said} was trained with other settings of {', '.join(changed)}. Give the same command as then, or {other}"
         )
+    return moved
 
 
-def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[str]:
-    if key in free:
+def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[tuple[bool, str]]:
+    """(Whether it says where the data is, the key with both values) of each difference."""
+    if key in free or (now is None and key in _FILLED_IN):
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
-        return [line for k in keys for line in _differences(f"{key}.{k}", before.get(k), now.get(k), free)]
-    return [] if before == now else [f"{key} (then {before}, now {now})"]
+        return [one for k in keys for one in _differences(f"{key}.{k}", before.get(k), now.get(k), free)]
+    place = key.startswith("data.") and key != "data._target_" and _is_text(before) and _is_text(now)
+    return [] if before == now else [(place, f"{key} (then {before}, now {now})")]
+
+
+def _is_text(value: Any) -> bool:
+    """Text, texts, or nothing: where something is, or which of several ways; the images decide whether it matters."""
+    return value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_text, value)))

@@ -1,5 +1,6 @@
 """run_train(cfg) and run_evaluate(cfg): from a composed config to metrics, files and a table."""
 
+import functools
 import json
 import logging
 import signal
@@ -16,11 +17,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
-from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer
+from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer, read_parts
 from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
 from dml.app.code import code_version
-from dml.app.folder import finished_metrics, held, resume_point
+from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.pictures import save_pictures
 from dml.app.row import row_of, row_of_evaluation
@@ -59,8 +60,9 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
         NonFiniteLossError: the loss became NaN or infinite.
     """
-    check_config(cfg)
-    folder, code = Path(HydraConfig.get().runtime.output_dir), code_version(cfg)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    check_config(cfg, begun=has_begun(cfg, folder))
+    code = code_version(cfg)
     first = not getattr(rank_zero_only, "rank", 0)
     if not first:
         # Ctrl-C reaches all processes of a run. The first, which ends the others, must not wait for one that is gone.
@@ -68,7 +70,8 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     with StopSignals() as stop:
         try:
             with held(folder):
-                if (metrics := finished_metrics(cfg, folder, code)) is not None:
+                read = functools.partial(_trained_on, cfg)
+                if (metrics := finished_metrics(cfg, folder, code, read)) is not None:
                     rank_zero_only(print)(f"Finished already, and not run again: {folder}")
                     return metrics
                 if not is_command_of_its_own(cfg):
@@ -90,13 +93,17 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
-    built = build(cfg)
+    resumed, moved = resume_point(cfg, folder, code)
+    built = build(cfg, resumed=resumed is not None)
     built.model.config["code"] = code  # for who resumes
     if not getattr(rank_zero_only, "rank", 0):  # which writes the checkpoints
-        built.model.trained_on = TrainedOn.of(built.source, built.validation)._asdict()
+        trained_on = TrainedOn.of(built.source, built.validation)
+        built.model.trained_on = trained_on._asdict()
+        if resumed is not None:
+            same_images(resumed, trained_on, moved)
     row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
-    resumed, wandb_run = resume_point(cfg, folder, code), None
+    wandb_run = None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
         wandb_run = read_checkpoint(resumed, "resume").get("wandb_run")
@@ -111,6 +118,10 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     finally:
         finish_wandb()
     return metrics
+
+
+def _trained_on(cfg: DictConfig) -> TrainedOn:
+    return TrainedOn.of(*read_parts(cfg))
 
 
 def _copy_best(resumed: Path, checkpoints: Path) -> None:

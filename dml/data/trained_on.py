@@ -25,6 +25,7 @@ class TrainedOn(NamedTuple):
         train_images, train_classes: numbers of the training part.
         classes: names of the classes of both parts.
         images: [n] int64, sorted: fingerprints of the contents of the images of both parts (8 bytes each).
+        order: fingerprint of the images of both parts with their labels, in the order in which they are read.
         test: fingerprint of the classes and labels of the test part beside them.
         parts: train and validation -> their numbers of images and classes, sizes of their smallest and largest class.
     """
@@ -34,6 +35,7 @@ class TrainedOn(NamedTuple):
     train_classes: int
     classes: list[str]
     images: torch.Tensor
+    order: str
     test: str
     parts: dict[str, dict[str, int]]
 
@@ -45,11 +47,19 @@ class TrainedOn(NamedTuple):
             ValueError: an image cannot be read; names it.
         """
         parts = {name: part for name, part in source.parts(validation).items() if name in ("train", "validation")}
-        images = np.unique(np.concatenate([fingerprints(part.images) for part in parts.values()]))
-        classes = sorted({name for part in parts.values() for name in part.class_names})
-        sizes = len(source.train), source.train.num_classes
-        numbers = {name: part.sizes for name, part in parts.items()}
-        return cls(source.name, *sizes, classes, torch.from_numpy(images), of_test_part(source), numbers)
+        found, order = [fingerprints(part.images) for part in parts.values()], hashlib.sha256()
+        for part, images in zip(parts.values(), found, strict=True):
+            order.update(images.astype("<i8").tobytes() + part.labels.astype("<i8").tobytes())
+        return cls(
+            source.name,
+            len(source.train),
+            source.train.num_classes,
+            classes=sorted({name for part in parts.values() for name in part.class_names}),
+            images=torch.from_numpy(np.unique(np.concatenate(found))),
+            order=order.hexdigest()[:12],
+            test=of_test_part(source),
+            parts={name: part.sizes for name, part in parts.items()},
+        )
 
     @classmethod
     def read(cls, found: Any) -> "TrainedOn | None":

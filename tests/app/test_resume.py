@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from dml.engine.module import MetricLearner
-from tests.app.conftest import Run, train
+from dml.models.backbones import create_backbone
+from tests.app.conftest import Run, train, write_images
 
 # An epoch of the digits is 22 batches: the 30 steps are one epoch and a part of the second.
 STEPS = ("trainer.max_steps=30", "trainer.val_check_interval=7", "scheduler=none")
+TREE = ("data=folder", "evaluator.ks=[1]", "batch.classes_per_batch=2", "batch.samples_per_class=2", "loader.workers=0")
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +156,39 @@ def test_the_same_wandb_run_goes_on(tmp_path):
     train(tmp_path / "second", *STEPS, "logger=wandb", f"resume={folder}")
     names = [path.name for path in sorted(tmp_path.glob("*/wandb/offline-run-*"))]
     assert len(names) == 2 and len({name.rpartition("-")[2] for name in names}) == 1
+
+
+def moved(tmp_path, step=None):
+    """A run on a tree of images with weights from a file: it is broken off after `step`, or finished; then tree and
+    file go elsewhere."""
+    weights = tmp_path / "w.pth"
+    torch.save(create_backbone(name="convnet").state_dict(), weights)
+    root = write_images(tmp_path / "here", classes=8, images=4)
+    place = (*TREE, f"backbone.checkpoint_path={weights}", f"data.root={root}")
+    if step is None:
+        train(tmp_path / "run", *place)
+    else:
+        stopped(tmp_path / "run", step, *place)
+    weights.unlink()
+    (tmp_path / "there").mkdir()
+    root.rename(tmp_path / "there" / "images")
+    return (*TREE, f"backbone.checkpoint_path={weights}", f"data.root={tmp_path / 'there' / 'images'}")
+
+
+def test_images_may_move_and_weights_go_once_a_run_has_begun(tmp_path):
+    place = moved(tmp_path, 2)
+    run = train(tmp_path / "other", *STEPS, *place, f"resume={tmp_path / 'run'}")
+    assert train(tmp_path / "run", *STEPS, *place).metrics == run.metrics  # the same folder goes on
+    (tmp_path / "there" / "images" / "class0" / "0.png").rename(tmp_path / "there" / "images" / "class0" / "9.png")
+    with pytest.raises(ValueError, match=r"data.*the training and validation images are not those"):
+        train(tmp_path / "third", *STEPS, *place, f"resume={tmp_path / 'run'}")
+
+
+def test_a_finished_run_is_known_by_its_images_wherever_they_are(tmp_path):
+    place = moved(tmp_path)
+    finished = (tmp_path / "run" / "metrics.json").read_bytes()
+    train(tmp_path / "run", *place)
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == finished
+    (tmp_path / "there" / "images" / "class7" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"data \(data\.root \(then .*here, now .*the test images are not those"):
+        train(tmp_path / "run", *place)
