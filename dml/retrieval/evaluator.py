@@ -1,7 +1,7 @@
 """Embeddings and labels -> a flat dict of retrieval metrics."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,16 +12,11 @@ from torch import Tensor
 
 from dml.retrieval import metrics as m
 from dml.retrieval.labels import class_numbers
-from dml.retrieval.ranks import positive_counts, positive_ranks
-from dml.retrieval.search import searched_ranks
+from dml.retrieval.ranks import positive_counts, rank_blocks
+from dml.retrieval.rows import Ranks
+from dml.retrieval.search import searched_blocks
 from dml.retrieval.tiles import squared_distances
 
-OF_RANKS = {
-    "map@r": m.map_at_r,
-    "r_precision": m.r_precision,
-    "map": m.mean_average_precision,
-    "mrr": m.mean_reciprocal_rank,
-}
 Metric = Literal["recall", "map@r", "r_precision", "map", "mrr", "nmi"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Backend = Literal["ranks", "faiss"]
@@ -128,18 +123,29 @@ class Evaluator:
         if wanted := set(self.metrics) - {"nmi"}:
             if self.backend == "ranks":
                 only = wanted <= {"recall", "mrr"}
-                ranks = positive_ranks(x, y, g, g_labels, own, nearest_only=only, share=share, add_up=add_up)
+                blocks = rank_blocks(x, y, g, g_labels, own, nearest_only=only, share=share, add_up=add_up)
             else:
                 depth = None if wanted & {"map", "mrr"} else max(*self.ks, int(positives.max()))
-                ranks = searched_ranks(_numpy(x), y, None if g is None else _numpy(g), g_labels, own, depth=depth)
-            if "recall" in wanted:
-                results.update({f"recall@{k}": m.recall_at_k(ranks, k) for k in self.ks})
-            results.update({name: metric(ranks) for name, metric in OF_RANKS.items() if name in wanted})
+                blocks = searched_blocks(_numpy(x), y, None if g is None else _numpy(g), g_labels, own, depth=depth)
+            results = self._of_ranks(blocks, positives > 0)
         if "nmi" in self.metrics:
             # One process clusters; what the others add is nothing.
             value = m.nmi(_numpy(x), y, self.nmi_seed, self.nmi_restarts, progress) if share[0] == 0 else 0.0
             results["nmi"] = float(add_up(np.array([value]))[0])
         return results
+
+    def _of_ranks(self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray) -> dict[str, float]:
+        """The rank metrics, of the ranks of some queries at a time; `some` [Q] have a positive."""
+        each = {name: np.empty(len(some)) for name in m.OF_EACH if name in self.metrics}
+        nearest = np.full(len(some), np.iinfo(np.int64).max)
+        for queries, ranks in blocks:
+            found = queries[ranks.counts > 0]
+            nearest[found] = m.nearest(ranks)
+            for name, values in each.items():
+                values[found] = m.OF_EACH[name](ranks)
+        recalls = {f"recall@{k}": float((nearest < k).sum() / len(some)) for k in self.ks if "recall" in self.metrics}
+        # In the order of the queries, so that the sums are the same whatever the blocks.
+        return {**recalls, **{name: float(values[some].mean()) for name, values in each.items()}}
 
     def _prepare(self, embeddings: Any, what: str) -> Tensor:
         if not isinstance(embeddings, Tensor):  # torch takes no negative strides and no foreign byte order

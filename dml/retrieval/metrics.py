@@ -1,6 +1,7 @@
 """Retrieval metrics as pure functions of the ranks of the positives; every value is in [0, 1].
 
 Queries without a positive (the only image of their class) count as a miss in Recall@K and are left out of the others.
+Each metric is a mean over queries; OF_EACH has what it is the mean of, for those who look at some queries at a time.
 """
 
 from collections.abc import Callable
@@ -8,32 +9,32 @@ from collections.abc import Callable
 import numpy as np
 
 from dml.retrieval.clustering import clusters
-from dml.retrieval.ranks import Ranks
+from dml.retrieval.rows import Ranks
 
 
 def recall_at_k(ranks: Ranks, k: int) -> float:
     """Share of all queries with at least one positive among their k nearest (Jegou et al. 2011, Song et al. 2016)."""
-    return float((_nearest(ranks) < k).sum() / len(ranks.counts))
+    return float((nearest(ranks) < k).sum() / len(ranks.counts))
 
 
 def r_precision(ranks: Ranks) -> float:
     """Mean share of positives among the R nearest (Musgrave et al. 2020); R is the number of the query's positives."""
-    return _mean(ranks, (ranks.ranks < _repeated(ranks, ranks.counts)).astype(float))
+    return float(_r_precisions(ranks).mean())
 
 
 def map_at_r(ranks: Ranks) -> float:
     """MAP@R: mean of (1/R) sum of the precisions at positives among the R nearest (Musgrave et al. 2020, eq. 4, 5)."""
-    return _mean(ranks, _precision(ranks) * (ranks.ranks < _repeated(ranks, ranks.counts)))
+    return float(_average_precisions_at_r(ranks).mean())
 
 
 def mean_average_precision(ranks: Ranks) -> float:
     """MAP over the full ranking: mean over queries of the mean precision at each positive."""
-    return _mean(ranks, _precision(ranks))
+    return float(_average_precisions(ranks).mean())
 
 
 def mean_reciprocal_rank(ranks: Ranks) -> float:
     """MRR: mean of 1 / (place of the nearest positive, from 1) (Voorhees 1999)."""
-    return float((1 / (_nearest(ranks) + 1)).mean())
+    return float(_reciprocal_ranks(ranks).mean())
 
 
 def nmi(
@@ -59,6 +60,36 @@ def nmi(
     return float(normalized_mutual_info_score(labels, found, average_method="arithmetic"))
 
 
+def nearest(ranks: Ranks) -> np.ndarray:
+    """The rank of the nearest positive of the queries that have one."""
+    return ranks.ranks[_first(ranks)[ranks.counts > 0]]
+
+
+def _r_precisions(ranks: Ranks) -> np.ndarray:
+    return _means(ranks, (ranks.ranks < _repeated(ranks, ranks.counts)).astype(float))
+
+
+def _average_precisions_at_r(ranks: Ranks) -> np.ndarray:
+    return _means(ranks, _precision(ranks) * (ranks.ranks < _repeated(ranks, ranks.counts)))
+
+
+def _average_precisions(ranks: Ranks) -> np.ndarray:
+    return _means(ranks, _precision(ranks))
+
+
+def _reciprocal_ranks(ranks: Ranks) -> np.ndarray:
+    return 1 / (nearest(ranks) + 1)
+
+
+# Of the queries that have a positive.
+OF_EACH: dict[str, Callable[[Ranks], np.ndarray]] = {
+    "map@r": _average_precisions_at_r,
+    "r_precision": _r_precisions,
+    "map": _average_precisions,
+    "mrr": _reciprocal_ranks,
+}
+
+
 def _first(ranks: Ranks) -> np.ndarray:
     """Where each query's positives begin."""
     return ranks.counts.cumsum() - ranks.counts
@@ -69,18 +100,13 @@ def _repeated(ranks: Ranks, values: np.ndarray) -> np.ndarray:
     return np.repeat(values, ranks.counts)
 
 
-def _nearest(ranks: Ranks) -> np.ndarray:
-    """The rank of the nearest positive of the queries that have one."""
-    return ranks.ranks[_first(ranks)[ranks.counts > 0]]
-
-
 def _precision(ranks: Ranks) -> np.ndarray:
     """Of the items up to each positive, the share that are positives."""
     before = np.arange(len(ranks.ranks)) - _repeated(ranks, _first(ranks))
     return (before + 1) / (ranks.ranks + 1)
 
 
-def _mean(ranks: Ranks, values: np.ndarray) -> float:
-    """Mean over queries of the mean over their positives."""
+def _means(ranks: Ranks, values: np.ndarray) -> np.ndarray:
+    """The mean over the positives of each query that has one."""
     some = ranks.counts > 0
-    return float((np.add.reduceat(values, _first(ranks)[some]) / ranks.counts[some]).mean())
+    return np.add.reduceat(values, _first(ranks)[some]) / ranks.counts[some] if some.any() else np.empty(0)

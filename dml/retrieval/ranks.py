@@ -12,32 +12,22 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dml.products import full_float32
-from dml.retrieval.tiles import Place, Side, Tile, compare, parts, rounding, similarities, squared_distances
+from dml.retrieval.rows import Ranks, Rows, ranks_of_merged, ranks_of_rows
+from dml.retrieval.sides import Layout, Place, Side, equal_rows
+from dml.retrieval.tiles import Tile
 
 _TILE = {"cpu": 1280, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
 _WORKERS = 16  # tiles at the same time, at most; each has some buffers of its size
-_MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Where the positives of Q queries stand in the ranking of the gallery.
-
-    Attributes:
-        ranks: [P] from 0, ascending for each query, one query after the other.
-        counts: [Q] how many of them are each query's; 0 for a query without positive.
-    """
-
-    ranks: np.ndarray
-    counts: np.ndarray
+_PAIRS = 2**20  # pairs of a query and a positive that are held at a time: bounds the memory whatever the classes
+_LEAST = 128  # rows of a tile at least
+_EQUAL = 4  # equal rows that an item has in the mean from which they are counted as one row
 
 
 def positive_counts(
@@ -59,14 +49,32 @@ def positive_ranks(
     gallery: Tensor | None = None,
     gallery_labels: np.ndarray | None = None,
     own_index: np.ndarray | None = None,
+    **given: Any,
+) -> Ranks:
+    """Where each query's positives stand in the full ranking of the gallery, exactly: all blocks of `rank_blocks`."""
+    counts = np.zeros(len(queries), dtype=np.int64)
+    query, ranks = [], []
+    for rows, found in rank_blocks(queries, query_labels, gallery, gallery_labels, own_index, **given):
+        counts[rows] = found.counts
+        query.append(np.repeat(rows, found.counts))
+        ranks.append(found.ranks)
+    return Ranks(np.concatenate(ranks)[np.argsort(np.concatenate(query), kind="stable")], counts)
+
+
+def rank_blocks(
+    queries: Tensor,
+    query_labels: np.ndarray,
+    gallery: Tensor | None = None,
+    gallery_labels: np.ndarray | None = None,
+    own_index: np.ndarray | None = None,
     *,
     nearest_only: bool = False,
     share: tuple[int, int] = (0, 1),
     add_up: Callable[[np.ndarray], np.ndarray] = lambda counts: counts,
-) -> Ranks:
-    """Where each query's positives stand in the full ranking of the gallery, exactly.
+) -> Iterator[tuple[np.ndarray, Ranks]]:
+    """Some queries [q] at a time, each once, with the ranks of their positives.
 
-    O(Q N D) time (half of it without a gallery) and O((Q + N) D + P) memory for P ranks.
+    O(Q N D) time (half of it without a gallery, if all ranks fit one block) and O((Q + N) D) memory.
 
     Args:
         queries: [Q, D] float32, finite. query_labels: [Q].
@@ -75,140 +83,79 @@ def positive_ranks(
         own_index: [Q] where each query is in the gallery, which it does not find; -1: nowhere. None: nowhere for all.
         nearest_only: count for the nearest positive of each query only, which is all that Recall@K needs.
         share: (r, n): this process counts part r of n of the tiles,
-        add_up: and this adds up the [P] counts of all processes.
+        add_up: and this adds up the counts of all processes, of a block at a time.
     """
     among_others = gallery is None
     if gallery is None or gallery_labels is None:
-        gallery, gallery_labels = queries, query_labels
+        gallery, gallery_labels, own_index = queries, query_labels, np.arange(len(queries))
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}")
-    place = Place.of(queries, gallery)
-    g = Side(gallery, gallery_labels, gallery_labels, place)
-    q = g if among_others else Side(queries, query_labels, gallery_labels, place)
-    q.own = _own(q, g, np.arange(len(g)) if among_others else own_index)
-    step = _TILE.get(gallery.device.type, 1024)
-    workers = min(torch.get_num_threads(), _WORKERS) if gallery.device.type == "cpu" else 1
-    columns = [slice(at, at + step) for at in range(0, len(g), step)]
+    with torch.inference_mode():
+        layout, q, g = _sides(queries, query_labels, gallery, gallery_labels, own_index, among_others)
+    device = gallery.device.type
+    step = _TILE.get(device, 1024)
+    workers = min(torch.get_num_threads(), _WORKERS) if device == "cpu" else 1
+    columns = [slice(at, min(at + step, len(g))) for at in range(0, len(g), step)]
+    blocks = list(_blocks(q, step, nearest_only))
+    symmetric = q is g and blocks == [columns]
 
     @torch.inference_mode()
-    def rows_from(at: int) -> _Rows:
-        return _Rows(q, g, slice(at, at + step), nearest_only)
+    def rows_of(items: slice) -> Rows:
+        return Rows(q, g, layout, items, nearest_only)
 
     @torch.inference_mode()
     def count(r: int, c: int) -> None:
-        tile = Tile(q, g, rows[r].items, columns[c])
+        tile = Tile(q, g, layout, rows[r].items, columns[c])
         rows[r].count(tile)
-        if among_others and c > r:
+        if symmetric and c > r:
             rows[c].count(tile.turned())
 
     # Tiles at the same time: much of what is done around a product is too small to be shared out by itself.
     own = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
-    with full_float32(), ThreadPoolExecutor(workers, initializer=own) as pool:
-        rows = list(pool.map(rows_from, range(0, len(q), step)))
-        tiles = [(r, c) for r in range(len(rows)) for c in range(r if among_others else 0, len(columns))]
-        deque(pool.map(count, *zip(*tiles[share[0] :: share[1]], strict=True)), maxlen=0)
-    before = add_up(np.concatenate([block.before[block.real].numpy(force=True) for block in rows]))
-    positives = np.concatenate([block.real.sum(dim=1).numpy(force=True) for block in rows])
-    return _in_order(q.index.numpy(force=True), positives, before)
+    for block in blocks:
+        with full_float32(), ThreadPoolExecutor(workers, initializer=own) as pool:
+            rows = list(pool.map(rows_of, block))
+            tiles = [(r, c) for r in range(len(rows)) for c in range(r if symmetric else 0, len(columns))]
+            deque(pool.map(count, *zip(*tiles[share[0] :: share[1]], strict=True)), maxlen=0)
+        yield (ranks_of_merged if layout.merged else ranks_of_rows)(rows, add_up)
 
 
-def _own(q: Side, g: Side, own_index: np.ndarray | None) -> Tensor:
-    """Where each of the sorted queries is in the sorted gallery [Q], -1: nowhere."""
-    if own_index is None:
-        return torch.full_like(q.index, -1)
-    place = torch.full((len(g) + 1,), -1, device=g.x.device)  # the last for those that are nowhere
-    place[g.index] = torch.arange(len(g), device=g.x.device)
-    return place[torch.from_numpy(own_index).to(g.x.device)[q.index]]
+def _sides(
+    queries: Tensor,
+    query_labels: np.ndarray,
+    gallery: Tensor,
+    gallery_labels: np.ndarray,
+    own_index: np.ndarray | None,
+    among_others: bool,
+) -> tuple[Layout, Side, Side]:
+    """The layout of the gallery, the queries and the gallery; the same side twice where each is what the other is."""
+    place = Place.of(queries, gallery)
+    same = equal_rows(gallery)
+    many = (np.bincount(same) ** 2).sum() > (1 + _EQUAL) * len(same)
+    layout = Layout(gallery_labels, same if many else None)
+    g = Side(gallery, layout.rows, place)
+    places = layout.place_of(query_labels)
+    order = np.argsort(places, kind="stable")
+    q = g if among_others and not many else Side(queries, order, place)
+    own = np.full(len(queries), -1) if own_index is None else own_index
+    q.search(layout, places[order], own[order])
+    return layout, q, g
 
 
-def _in_order(index: np.ndarray, positives: np.ndarray, before: np.ndarray) -> Ranks:
-    """The ranks, of the negatives [P] before each positive of the sorted queries, in the order of the queries."""
-    query = np.repeat(index, positives)
-    first = np.repeat(positives.cumsum() - positives, positives)
-    ranks = before + np.arange(len(before)) - first  # nearer positives come before it too
-    counts = np.empty_like(positives)
-    counts[index] = positives
-    return Ranks(ranks[np.argsort(query, kind="stable")], counts)
-
-
-class _Rows:
-    """Some queries with their positives, and how many negatives come before each."""
-
-    def __init__(self, q: Side, g: Side, items: slice, nearest_only: bool) -> None:
-        self.q, self.g, self.items = q, g, slice(items.start, min(items.stop, len(q)))
-        first, last, own = q.first[self.items], q.last[self.items], q.own[self.items]
-        positives = last - first - ((first <= own) & (own < last)).long()
-        width = int((q.last[self.items] - q.first[self.items]).max())
-        most = min(int(positives.max()), 1 if nearest_only else width)
-        found = [self._positives(rows, width, most) for rows in self._few()]
-        self.candidate, self.threshold, self.rounding = (torch.cat(each) for each in zip(*found, strict=True))
-        self.real = self.threshold > -torch.inf
-        self.before = torch.zeros(self.real.shape, dtype=torch.int64, device=q.x.device)
-        self.adding = Lock()  # tiles of the same rows are counted at the same time
-
-    def _few(self) -> Iterator[slice]:
-        for at in range(self.items.start, self.items.stop, 128):
-            yield slice(at, min(at + 128, self.items.stop))
-
-    def _positives(self, rows: slice, width: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the class of some queries in the gallery, `width` items, the first: positives in their order [rows, most].
-
-        With their similarities [rows, most] and the bound [rows, 1] on the error of those.
-        """
-        q, g = self.q, self.g
-        row = torch.arange(rows.start, rows.stop, device=q.x.device)[:, None]
-        first, last = q.first[rows, None], q.last[rows, None]
-        candidate = first + torch.arange(width, device=q.x.device)
-        positive = (candidate < last) & (candidate != q.own[rows, None])
-        if not positive.any():
-            candidate = candidate[:, :most]
-            return candidate, candidate.double().fill_(-torch.inf), row.double().fill_(0)
-        columns = slice(int(first[positive.any(dim=1)].min()), int(last.max()))
-        s = similarities(q, g, rows, columns, torch.float64)
-        s = s.gather(1, (candidate - columns.start).clamp(0, s.shape[1] - 1)).masked_fill_(~positive, -torch.inf)
-        # A class keeps the order of its indices, so a stable sort puts the lower index first.
-        s, order = s.sort(dim=1, descending=True, stable=True)
-        bound = rounding(q, g, rows, columns, torch.float64)
-        close = (s[:, :-1] - s[:, 1:] <= 2 * bound).any(dim=1).nonzero()[:, 0]
-        if len(close):
-            squared = torch.full((len(close), width), torch.inf, dtype=torch.float64, device=q.x.device)
-            which = positive[close]
-            squared[which] = self._squared(row[close].expand(-1, width)[which], candidate[close][which])
-            exact = squared.argsort(dim=1, stable=True)
-            s[close] = s[close].gather(1, order[close].argsort(dim=1)).gather(1, exact)
-            order[close] = exact
-        # Copies, as views would keep what is cut off.
-        return candidate.gather(1, order[:, :most]), s[:, :most].clone(), bound
-
-    def count(self, tile: Tile) -> None:
-        """Add the negatives of the tile's columns that come before each positive."""
-        if not self.real.shape[1]:
-            return
-        for dtype in (torch.float32, torch.float64):
-            s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
-            lower, upper = (self.threshold - slack).to(dtype), (self.threshold + slack).to(dtype)
-            rows = torch.arange(len(s), device=s.device)
-            if lower.shape[1] == 1:
-                # Most rows hold nothing as near as the nearest positive; nearly all something as near as the farthest.
-                near = (self.real & (s.amax(dim=1, keepdim=True) > lower)).nonzero()[:, 0]
-                if len(near) * 4 <= len(s):
-                    s, lower, upper, rows = s[near], lower[near], upper[near], near
-            found = compare(s, lower, upper)
-            if found.open <= _MANY * len(self.real) * s.shape[1]:
-                break
-        with self.adding:
-            self.before[rows] += found.above
-        for line, positive, which, column in found.parts:
-            row = rows[line]
-            item, candidate, query = column + tile.columns.start, self.candidate[row, positive], row + self.items.start
-            squared, than = self._squared(query[which], item), self._squared(query, candidate)[which]
-            lower_index = self.g.index[item] < self.g.index[candidate[which]]
-            before = (squared < than) | ((squared == than) & lower_index)
-            with self.adding:
-                self.before.index_put_((row[which], positive[which]), before.long(), accumulate=True)
-
-    def _squared(self, query: Tensor, item: Tensor) -> Tensor:
-        """Squared distances [v] of queries [v] and items of the gallery [v], exact."""
-        q, g, pairs = self.q, self.g, torch.stack([query, item], dim=1)
-        found = [squared_distances(q.x[q.index[a]], g.x[g.index[b]]) for a, b in parts(pairs, q.x.shape[1])]
-        return torch.cat(found) if found else torch.empty(0, dtype=torch.float64, device=query.device)
+def _blocks(q: Side, step: int, nearest_only: bool) -> Iterator[list[slice]]:
+    """The rows of tiles, as many at a time as there may be pairs."""
+    width = (q.last - q.first).numpy(force=True) + 1
+    block: list[slice] = []
+    held, at = 0, 0
+    while at < len(q):
+        size = step
+        while size > _LEAST and width[at : at + size].max() * min(size, len(q) - at) > _PAIRS and not nearest_only:
+            size //= 2
+        items = slice(at, min(at + size, len(q)))
+        pairs = int(width[items].max()) * (items.stop - at)
+        if block and held + pairs > _PAIRS and not nearest_only:
+            yield block
+            block, held = [], 0
+        block.append(items)
+        held, at = held + pairs, items.stop
+    yield block

@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 import torch
 
-from dml.retrieval.ranks import Ranks, positive_counts
+from dml.retrieval.ranks import positive_counts
+from dml.retrieval.rows import Ranks
 from dml.retrieval.tiles import squared_distances
 
 _SPARE = 8  # neighbours asked for beyond k, so that a near tie at rank k seldom needs a second look
@@ -108,7 +109,21 @@ def searched_ranks(
     *,
     depth: int | None = None,
 ) -> Ranks:
-    """What ranks.positive_ranks counts, looked up in lists of neighbours instead.
+    """What ranks.positive_ranks counts, looked up in lists of neighbours instead; see searched_blocks."""
+    blocks = list(searched_blocks(queries, query_labels, gallery, gallery_labels, own_index, depth=depth))
+    return Ranks(*(np.concatenate([getattr(ranks, name) for _, ranks in blocks]) for name in ("ranks", "counts")))
+
+
+def searched_blocks(
+    queries: np.ndarray,
+    query_labels: np.ndarray,
+    gallery: np.ndarray | None = None,
+    gallery_labels: np.ndarray | None = None,
+    own_index: np.ndarray | None = None,
+    *,
+    depth: int | None = None,
+) -> Iterator[tuple[np.ndarray, Ranks]]:
+    """Some queries [q] at a time, in their order, with the ranks of their positives.
 
     Args:
         queries: [Q, D]. query_labels: [Q].
@@ -125,14 +140,15 @@ def searched_ranks(
     depth = available if depth is None else min(depth, available)
     search = Search(gallery)
     # Where some queries are in the gallery and others are not, these may miss their last: it has rank N - 1.
-    ranks = np.full(int(counts.sum()), len(gallery) if depth < available else depth)
-    first = counts.cumsum() - counts
+    missed = len(gallery) if depth < available else depth
     for rows in _blocks(np.arange(len(queries)), depth + _SPARE):
         neighbours, _ = search(queries[rows], depth, None if own is None else own[rows])
         hits = gallery_labels[neighbours] == query_labels[rows, None]
         row, rank = hits.nonzero()
-        ranks[first[rows][row] + (hits.cumsum(axis=1) - 1)[row, rank]] = rank
-    return Ranks(ranks, counts)
+        first = counts[rows].cumsum() - counts[rows]
+        ranks = np.full(int(counts[rows].sum()), missed)
+        ranks[first[row] + (hits.cumsum(axis=1) - 1)[row, rank]] = rank
+        yield rows, Ranks(ranks, counts[rows])
 
 
 def _finite(x: np.ndarray) -> None:

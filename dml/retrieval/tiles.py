@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dml.products import matmul
+from dml.retrieval.sides import Layout, Side
 
 _AT_ONCE = 2**19  # coordinates, or comparisons, that are held when pairs are looked at one by one
 _LISTED = 1 / 4  # share of a tile up to which its entries above the lowest edge, times edges, are listed
@@ -25,67 +26,6 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
         terms[..., : dim - half] += terms[..., half:]
         terms = terms[..., :half]
     return terms[..., 0]
-
-
-@dataclass
-class Place:
-    """Where embeddings lie. Around another centre distances are the same, and products lose fewer digits."""
-
-    centre: Tensor  # [D] float64
-    scale: float  # the largest distance from it, so that nothing overflows or vanishes in float32
-
-    @classmethod
-    def of(cls, queries: Tensor, gallery: Tensor) -> "Place":
-        """Around the mean of the gallery."""
-        total = sum(part.double().sum(dim=0) for part in gallery.split(1024))
-        place = cls(total / len(gallery), 1.0)
-        largest = max(float(place.move(part).norm(dim=1).max()) for x in (queries, gallery) for part in x.split(1024))
-        return cls(place.centre, largest or 1.0)
-
-    def move(self, x: Tensor) -> Tensor:
-        """Embeddings [n, D] in float64, moved to the centre and brought to lengths of at most 1."""
-        return (x.double() - self.centre) / self.scale
-
-
-class Side:
-    """Queries or gallery, sorted so that a class is one piece, beside others with as many items in the gallery.
-
-    Attributes:
-        x: [n, D] as they came.
-        index: [n] the place before sorting.
-        first, last: [n] where the class of an item begins and ends in the sorted gallery; 0, 0 if it is not there.
-        own: [n] where the item is in the sorted gallery, -1 if it is not; set from outside.
-        moved: [n, D] float32, sorted and moved to their Place. norm: [n] float64, of the moved.
-    """
-
-    def __init__(self, x: Tensor, labels: np.ndarray, gallery_labels: np.ndarray, place: Place) -> None:
-        classes, sizes = np.unique(gallery_labels, return_counts=True)
-        by_size = np.argsort(sizes, kind="stable")
-        order = np.empty_like(by_size)
-        order[by_size] = np.arange(len(classes))
-        ends = sizes[by_size].cumsum()
-        found = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-        known = classes[found] == labels
-        rank = np.where(known, order[found], -1)
-        index = np.argsort(rank, kind="stable")
-        last = np.where(known, ends[rank], 0)[index]
-        first = last - np.where(known, sizes[found], 0)[index]
-        self.x, self.place = x, place
-        self.own: Tensor
-        self.index, self.first, self.last = (torch.from_numpy(each).to(x.device) for each in (index, first, last))
-        self.moved = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self.norm = torch.empty(len(x), dtype=torch.float64, device=x.device)
-        for at in range(0, len(x), 1024):
-            part = slice(at, at + 1024)
-            self.moved[part] = exact = self.exact(part)
-            self.norm[part] = exact.norm(dim=1)
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def exact(self, items: slice) -> Tensor:
-        """The moved embeddings [n, D] in float64."""
-        return self.place.move(self.x[self.index[items]])
 
 
 def similarities(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -111,18 +51,21 @@ def rounding(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) 
 
 
 class Tile:
-    """Similarities of some queries (rows) to some of the gallery (columns); to the own class and itself they are -inf.
+    """Similarities of some queries (rows) to some rows of the gallery (columns); -inf to the own class and itself.
 
     Made once in each precision that is asked for.
     """
 
-    def __init__(self, q: Side, g: Side, rows: slice, columns: slice) -> None:
-        self.q, self.g, self.rows, self.columns = q, g, rows, columns
+    def __init__(self, q: Side, g: Side, layout: Layout, rows: slice, columns: slice) -> None:
+        self.q, self.g, self.layout, self.rows, self.columns = q, g, layout, rows, columns
         self.made: dict[torch.dtype, Tensor] = {}
+        self.weight: Tensor | None = None  # items of each column, if one can have several
+        if layout.merged:
+            self.weight = torch.from_numpy(layout.weight[columns]).to(g.x.device)
 
     def turned(self) -> "Tile":
         """The tile as its columns see it, where items are searched among each other."""
-        tile = Tile(self.g, self.q, self.columns, self.rows)
+        tile = Tile(self.g, self.q, self.layout, self.columns, self.rows)
         tile.made = {dtype: s.T for dtype, s in self.made.items()}
         return tile
 
@@ -130,15 +73,30 @@ class Tile:
         """In that precision: [rows, columns]."""
         if dtype not in self.made:
             s = similarities(self.q, self.g, self.rows, self.columns, dtype)
-            first, last = (each[self.rows, None] - self.columns.start for each in (self.q.first, self.q.last))
-            if ((first < s.shape[1]) & (last > 0)).any():
-                column = torch.arange(s.shape[1], device=s.device)
-                s.masked_fill_((first <= column) & (column < last), -torch.inf)
+            self._leave_out_classes(s)
             own = self.q.own[self.rows] - self.columns.start  # of another class, if its label there is another
             here = ((own >= 0) & (own < s.shape[1])).nonzero()[:, 0]
             s[here, own[here]] = -torch.inf
             self.made[dtype] = s
         return self.made[dtype]
+
+    def _leave_out_classes(self, s: Tensor) -> None:
+        first, last = self.q.first[self.rows], self.q.last[self.rows]
+        if not self.layout.merged:  # pairs are rows, so a class is one piece
+            first, last = first[:, None] - self.columns.start, last[:, None] - self.columns.start
+            if ((first < s.shape[1]) & (last > 0)).any():
+                column = torch.arange(s.shape[1], device=s.device)
+                s.masked_fill_((first <= column) & (column < last), -torch.inf)
+            return
+        kinds, kind = torch.unique(torch.stack([first, last]), dim=1, return_inverse=True)
+        first, last = kinds.numpy(force=True)
+        which = np.repeat(np.arange(len(first)), last - first)
+        pairs = np.arange(len(which)) - np.repeat((last - first).cumsum() - last, last - first)
+        column = self.layout.pair_row[pairs] - self.columns.start
+        here = (column >= 0) & (column < s.shape[1])
+        mates = np.zeros((len(first), s.shape[1]), dtype=bool)
+        mates[which[here], column[here]] = True
+        s.masked_fill_(torch.from_numpy(mates).to(s.device)[kind], -torch.inf)
 
     def rounding(self, dtype: torch.dtype) -> Tensor:
         """Bound [rows, 1] on their error."""
@@ -150,7 +108,7 @@ class Comparison:
     """How the entries of each row of a tile compare with the row's edges, each a pair of a lower and an upper bound.
 
     Attributes:
-        above: [rows, edges] how many entries of the row are above the upper bound.
+        above: [rows, edges] how many entries of the row are above the upper bound, by the weights of their columns.
         open: how many are above the lower bound but not above the upper, in the whole tile.
         parts: yields these, some at a time: (row [e], edge [e], which [v], column [v]). Each of v is the entry in that
             column of the row that `which` says, open for the edge that it says.
@@ -161,17 +119,20 @@ class Comparison:
     parts: Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-def compare(s: Tensor, lower: Tensor, upper: Tensor) -> Comparison:
-    """Compare s [rows, c] with the bounds [rows, e], the highest first; -inf is none: `above` says nothing there."""
+def compare(s: Tensor, lower: Tensor, upper: Tensor, weight: Tensor | None = None) -> Comparison:
+    """Compare s [rows, c] with the bounds [rows, e], the highest first; -inf is none: `above` says nothing there.
+
+    weight [c]: how many an entry of each column counts for; None: one.
+    """
     # One edge is counted sooner than listed.
-    if s.device.type == "cpu" and lower.shape[1] > 1 and (few := _by_listing(s, lower, upper)):
+    if s.device.type == "cpu" and lower.shape[1] > 1 and (few := _by_listing(s, lower, upper, weight)):
         return few
-    above, possibly = _above(s, torch.cat([upper, lower], dim=1)).chunk(2, dim=1)
+    above, possibly = _above(s, torch.cat([upper, lower], dim=1), weight).chunk(2, dim=1)
     undecided = possibly - above
     return Comparison(above, int(undecided.sum()), _between(s, lower, upper, undecided.nonzero()))
 
 
-def _by_listing(s: Tensor, lower: Tensor, upper: Tensor) -> Comparison | None:
+def _by_listing(s: Tensor, lower: Tensor, upper: Tensor, weight: Tensor | None) -> Comparison | None:
     """The same, where most entries are below all edges of their row: the others in a list; None if they are many.
 
     In numpy, which takes a fourth of torch's time for lists of this length.
@@ -188,29 +149,44 @@ def _by_listing(s: Tensor, lower: Tensor, upper: Tensor) -> Comparison | None:
         row, column = column, row
     above, left = np.empty(lower.shape, dtype=np.int64), []
     low, high = (bound.T.contiguous().numpy() for bound in (lower, upper))
+
+    def count(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        return np.bincount(row, None if weight is None else weight.numpy().take(column), minlength=len(s))
+
     # From the lowest edge to the highest, the list gets shorter.
     for edge in reversed(range(lower.shape[1])):
         keep = np.flatnonzero(value > low[edge].take(row))
         value, row, column = value.take(keep), row.take(keep), column.take(keep)
         undecided = np.flatnonzero(value <= high[edge].take(row))
         left.append(np.stack([row.take(undecided), np.full_like(undecided, edge), column.take(undecided)]))
-        above[:, edge] = np.bincount(row, minlength=len(s)) - np.bincount(left[-1][0], minlength=len(s))
+        above[:, edge] = count(row, column) - count(left[-1][0], left[-1][2])
     row, edge, column = torch.from_numpy(np.concatenate(left, axis=1))
     return Comparison(torch.from_numpy(above), len(row), iter([(row, edge, torch.arange(len(row)), column)]))
 
 
-def _above(s: Tensor, edges: Tensor) -> Tensor:
+def _above(s: Tensor, edges: Tensor, weight: Tensor | None) -> Tensor:
     """How many entries of each row [c] of s lie above each of the row's edges [e]: [rows, e]."""
     if edges.shape[1] <= 2 * _FEW:
         # Floats of the same layout and contiguous edges: only then does the processor compare and add up many at once.
         buffer = torch.empty_like(s)
-        counts = [torch.gt(s, edge[:, None], out=buffer).sum(dim=1) for edge in edges.T.contiguous()]
+        weights = None if weight is None else weight.to(s.dtype)
+        counts = []
+        for edge in edges.T.contiguous():
+            torch.gt(s, edge[:, None], out=buffer)
+            counts.append(buffer.sum(dim=1) if weights is None else buffer @ weights)
         return torch.stack(counts, dim=1).long()
-    if s.device.type == "cpu":
+    order = None
+    if weight is not None:
+        ordered, order = s.sort(dim=1)
+    elif s.device.type == "cpu":
         ordered = torch.from_numpy(np.sort(np.ascontiguousarray(s.numpy()), axis=1))  # many times faster than torch's
     else:
         ordered = s.sort(dim=1).values
-    return s.shape[1] - torch.searchsorted(ordered, edges.contiguous(), right=True)
+    place = torch.searchsorted(ordered, edges.contiguous(), right=True)
+    if weight is None or order is None:
+        return s.shape[1] - place
+    below = torch.nn.functional.pad(weight[order].cumsum(dim=1), (1, 0))
+    return below[:, -1:] - below.gather(1, place)
 
 
 def _between(s: Tensor, lower: Tensor, upper: Tensor, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

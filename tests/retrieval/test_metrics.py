@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dml.retrieval import metrics as m
-from dml.retrieval.ranks import Ranks
+from dml.retrieval.rows import Ranks
 
 
 def ranks(*queries):

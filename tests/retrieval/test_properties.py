@@ -104,14 +104,24 @@ def ranking(q, g):
 WAYS = st.sampled_from([(0.25, 8), (np.inf, 8), (-1, 8), (-1, 0)])
 
 
-@given(batch=BATCHES, tile=st.sampled_from([7, 32, 1536]), way=WAYS, parts=st.integers(1, 4))
-def test_any_ranks(batch, tile, way, parts):
+@given(
+    batch=BATCHES,
+    tile=st.sampled_from([7, 32, 1536]),
+    way=WAYS,
+    equal=st.sampled_from([-1, counting._EQUAL, np.inf]),
+    pairs=st.sampled_from([30, counting._PAIRS]),
+    parts=st.integers(1, 4),
+)
+def test_any_ranks(batch, tile, way, equal, pairs, parts):
     q, y, g, g_labels = batch.make()
     order, _ = ranking(q, g)
     expected = oracle.ranks(order, y, y if g is None else g_labels)
     tensors = [None if each is None else torch.from_numpy(each) for each in (q, g)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_TILE", {"cpu": tile})
+        patch.setattr(counting, "_EQUAL", equal)
+        patch.setattr(counting, "_PAIRS", pairs)
+        patch.setattr(counting, "_LEAST", 2)
         patch.setattr(tiles, "_LISTED", way[0])
         patch.setattr(tiles, "_FEW", way[1])
         for nearest in (False, True):
@@ -121,7 +131,10 @@ def test_any_ranks(batch, tile, way, parts):
             for part in range(parts):
                 keep = lambda counts, sums=sums: sums.append(counts) or counts  # noqa: E731
                 positive_ranks(tensors[0], y, **given, share=(part, parts), add_up=keep)
-            found = positive_ranks(tensors[0], y, **given, share=(0, parts), add_up=lambda _, sums=sums: sum(sums))
+            blocks = len(sums) // parts
+            totals = iter([sum(sums[block::blocks]) for block in range(blocks)])
+            add = lambda _, totals=totals: next(totals)  # noqa: E731
+            found = positive_ranks(tensors[0], y, **given, share=(0, parts), add_up=add)
             assert found.counts.tolist() == [len(each) for each in wanted]
             np.testing.assert_array_equal(found.ranks, np.concatenate(wanted))
     if order.size:  # a single item has nobody to search for

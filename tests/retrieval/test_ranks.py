@@ -23,9 +23,18 @@ def counted(queries, query_labels, gallery=None, gallery_labels=None, **given):
     return positive_ranks(x, query_labels, g, gallery_labels, **given)
 
 
-@pytest.fixture(params=["whole", "tiles", "listed tiles", "counted tiles", "sorted tiles", "searched"])
+@pytest.fixture(
+    params=["whole", "tiles", "listed tiles", "counted tiles", "sorted tiles", "merged", "apart", "blocks", "searched"]
+)
 def ranked(request, monkeypatch):
-    """Each way to the ranks: one tile, many, many all of one kind, and FAISS."""
+    """Each way to the ranks: one tile, many, many all of one kind, equal rows as one or not, in blocks, and FAISS."""
+    if request.param == "merged":
+        monkeypatch.setattr(counting, "_EQUAL", -1)
+    if request.param == "apart":
+        monkeypatch.setattr(counting, "_EQUAL", np.inf)
+    if request.param == "blocks":
+        monkeypatch.setattr(counting, "_PAIRS", 40)
+        monkeypatch.setattr(counting, "_LEAST", 3)
     if request.param != "whole":
         monkeypatch.setattr(counting, "_TILE", {"cpu": 32})
         monkeypatch.setattr(tiles, "_AT_ONCE", 5000)
@@ -63,7 +72,7 @@ def test_queries_among_a_gallery(ranked, kind, n, dim, classes):
     assert_ranks(ranked(q, q_labels, g, g_labels), oracle.ranks(order, q_labels, g_labels))
 
 
-@pytest.mark.parametrize("ranked", ["whole", "tiles", "sorted tiles"], indirect=True)
+@pytest.mark.parametrize("ranked", ["whole", "tiles", "sorted tiles", "merged", "apart"], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_nearest_positive_only(ranked, kind):
     x, y = oracle.embeddings_and_labels(kind, 120, 3, 30)
@@ -80,7 +89,7 @@ def test_parts_add_up(monkeypatch, kind, gallery):
     whole, parts = counted(*given), []
     for part in range(3):
         counted(*given, share=(part, 3), add_up=lambda counts: parts.append(counts) or counts)
-    assert all(part.any() for part in parts) or kind == "identical"
+    assert all(part.any() for part in parts) or kind in ("identical", "two_values")  # two rows: nothing between them
     assert_ranks(
         counted(*given, share=(0, 3), add_up=lambda counts: sum(parts)),
         np.split(whole.ranks, whole.counts.cumsum()[:-1]),
