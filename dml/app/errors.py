@@ -10,7 +10,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dml.engine.datamodule import worker_died
+from dml.engine.datamodule import out_of_shared_memory, worker_died
 from dml.engine.finite import NonFiniteLossError
 from dml.printable import tolerant_output
 
@@ -30,6 +30,7 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if (
                 not isinstance(error, ValueError | NonFiniteLossError)
                 and not worker_died(error)
+                and not out_of_shared_memory(error)
                 and not _is_full(error)
             ):
                 if error is caught:
@@ -60,11 +61,18 @@ def _message(error: Exception) -> str:
             f"cannot write {error.filename or 'a file'}: {error.strerror}. What was written before is whole: free some "
             "space, then the same command with resume=DIR, the folder of this run, goes on (a sweep: the command alone)"
         )
+    if out_of_shared_memory(error):
+        return (
+            "shared memory (/dev/shm) is full, through which loader processes hand over their batches. A container has "
+            "64 MB of it unless told otherwise: start it with --shm-size=8g (docker, podman), or do with less: lower "
+            "loader.workers or loader.eval_batch_size, or take data.cache=disk, whose images need no loader processes. "
+            "The last checkpoint is kept"
+        )
     if worker_died(error):
         return (
             "a loader process was killed or crashed. The system kills processes when memory runs out: lower "
-            "loader.workers, or give the job more; docs/troubleshooting.md says how to find out. The last checkpoint "
-            "is kept"
+            "loader.workers, or give the job more (a container also shared memory: --shm-size); "
+            "docs/troubleshooting.md says how to find out. The last checkpoint is kept"
         )
     text = str(error)
     if "Original Traceback" in text:

@@ -1,6 +1,7 @@
 """Images decoded and resized once, in one file of pixels that all processes map into their memory."""
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import os
@@ -108,7 +109,8 @@ def cache_images(
                     _build(file, entries, decode, key, workers, progress)
                 cache = _open(file, entries, place)
     except OSError as error:
-        raise ValueError(f"{key}: {file} cannot be read or written ({error})") from error
+        full = _more_room(file) if error.errno == errno.ENOSPC else ""
+        raise ValueError(f"{key}: {file} cannot be read or written ({error}){full}") from error
     for dataset in datasets:
         if not isinstance(dataset.records.images, np.ndarray):
             dataset.decode = cache
@@ -156,7 +158,7 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
     if (free := shutil.disk_usage(file.parent).free) < 1.05 * expected:
         raise ValueError(
             f"{key} has not the room: the {len(entries):,} images take about {expected / 1e9:.2f} GB, "
-            f"{free / 1e9:.2f} GB are free"
+            f"{free / 1e9:.2f} GB are free{_more_room(file)}"
         )
     # Processes, as threads wait for each other; a generator of its own, as the run's must not notice whether it builds.
     loader = DataLoader(images, batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator())
@@ -168,6 +170,13 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
             offset += out.write(pixels.data)
             bar.advance(task)
         out.write(table.data)
+
+
+def _more_room(file: Path) -> str:
+    """What helps where shared memory is full."""
+    if _SHARED_MEMORY not in file.parents:
+        return ""
+    return ": give a container more of it (--shm-size=8g of docker and podman), or take data.cache=disk"
 
 
 @contextmanager

@@ -77,6 +77,20 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def out_of_shared_memory(error: BaseException | None) -> bool:
+    """Whether an error came of shared memory that is full, through which loader processes hand over their batches.
+
+    PyTorch says so in its own words where a batch does not fit, and guesses it where a process had a bus error.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if any(words in str(error) for words in ("shared memory(shm)", "out of shared memory", "</torch_")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def worker_died(error: BaseException | None) -> bool:
     """Whether an error came of a loader process that was killed or that crashed, however that was noticed.
 

@@ -104,9 +104,9 @@ def test_an_unreadable_image_is_named(tmp_path, workers):
 def test_a_loader_process_that_dies_ends_the_run_at_once(tmp_path, monkeypatch, settings):
     load_image = decode.load_image
 
-    def die(*given):
+    def die(*given, **named):
         if get_worker_info() is None:  # a cache estimates its size first
-            return load_image(*given)
+            return load_image(*given, **named)
         time.sleep(0.4)  # the others are being started
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -142,3 +142,28 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
     stored = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert stored["global_step"] == 4
     assert all(value.isfinite().all() for value in stored["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ...\n"
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_8186_3>: No space left on device (28)"
+        ),
+        RuntimeError(
+            "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+            "out of shared memory. Please try to raise your shared memory limit."
+        ),
+        RuntimeError("unable to write to file </torch_12_3_0>: No space left on device (28)"),
+    ],
+)
+def test_full_shared_memory_is_told_with_what_helps(error):
+    def run(cfg):
+        raise error
+
+    with pytest.raises(CompactHydraException) as caught:
+        as_user_error(run)(None)
+    message = str(caught.value)
+    assert message.startswith("shared memory (/dev/shm) is full") and "--shm-size" in message
+    assert "loader.workers" in message and "data.cache=disk" in message and "\n" not in message

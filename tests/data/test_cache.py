@@ -167,6 +167,13 @@ def test_a_disk_too_small_is_told_before_it_starts(records, tmp_path, monkeypatc
         build(datasets(TRANSFORMS, records), tmp_path / "cache")
 
 
+def test_shared_memory_too_small_is_told_with_what_helps(records, tmp_path, monkeypatch):
+    monkeypatch.setattr("dml.data.cache._SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(ValueError, match=r"data\.cache=ram has not the room: .*--shm-size=8g .*data\.cache=disk"):
+        build(datasets(TRANSFORMS, records), tmp_path / "cache", place="ram")
+
+
 def test_a_disk_that_fills_up_is_told(records, tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
