@@ -25,6 +25,7 @@ class Records:
         class_names: one name a class.
         boxes: [N, 4] bounding boxes (left, top, right, bottom) in pixels, if the source has them.
         left_out: how many further images were left out, as they cannot be decoded.
+        wholes: one name a class, of what it is a part of and no split may cut; None: each class stands alone.
     """
 
     images: Sequence[Path] | np.ndarray
@@ -32,6 +33,7 @@ class Records:
     class_names: tuple[str, ...]
     boxes: np.ndarray | None = None
     left_out: int = 0
+    wholes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
@@ -63,6 +65,7 @@ class Records:
             labels=labels.astype(np.int64),
             class_names=tuple(self.class_names[c] for c in kept),
             boxes=None if self.boxes is None else self.boxes[indices],
+            wholes=None if self.wholes is None else tuple(self.wholes[c] for c in kept),
         )
 
 
@@ -129,7 +132,7 @@ class Source:
 
         Class-disjoint sources give up whole classes, others a stratified part of the images. Whole classes are two with
         two images each at least, as in a part of one class every neighbour is a positive: more than `fraction` of them
-        if need be, which `notes` then says.
+        if need be, which `notes` then says. What the records call wholes is not cut, where enough is left to train.
 
         Args:
             fraction: of the training classes (or images) that becomes the validation part, in (0, 1).
@@ -155,18 +158,27 @@ class Source:
         rng = np.random.default_rng(0)
 
         if self.class_disjoint:
-            classes = rng.permutation(self.train.num_classes)
-            useful = np.bincount(labels, minlength=len(classes))[classes] >= 2
-            first, last = round(start * len(classes)), round(stop * len(classes))
+            useful = np.bincount(labels, minlength=self.train.num_classes) >= 2
+            classes, ends = _shuffled(self.train, rng)
+            first, last = ends[round(start * len(classes))], ends[round(stop * len(classes))]
             if fold is not None:
-                _check_folds(useful, folds)
-            elif last and (needed := _enough(useful, last)) > last:
-                notes += (
-                    f"the validation part has {needed} of {len(classes)} training classes, not {last} "
-                    f"(data.val_fraction={fraction}): {TWO_CLASSES}",
-                )
-                last = needed
-            if fold is None and last and not _can_train(useful[last:]):
+                _check_folds(useful[classes], folds, ends)
+            elif last:
+                wanted = round(stop * len(classes))
+                last = ends[_enough(useful[classes], wanted)]
+                together = len(set(self.train.wholes or ())) > 1
+                if together and not _can_train(useful[classes][last:]):
+                    classes = rng.permutation(len(classes))
+                    last = _enough(useful[classes], wanted)
+                    notes += (
+                        "the validation part holds some classes of a folder whose others train: there are too few",
+                    )
+                if last > wanted:
+                    notes += (
+                        f"the validation part has {last} of {len(classes)} training classes, not {wanted} "
+                        f"(data.val_fraction={fraction}): {WHOLE if together else TWO_CLASSES}",
+                    )
+            if fold is None and last and not _can_train(useful[classes][last:]):
                 raise ValueError(
                     f"data.val_fraction={fraction} of {len(classes)} training classes is not possible: the validation "
                     f"part takes {last} ({TWO_CLASSES}), and training needs two, of which one has two images. Give "
@@ -185,6 +197,18 @@ class Source:
 
 
 TWO_CLASSES = "it needs two classes with two images each, as in one class every neighbour is a positive"
+WHOLE = f"classes of one folder stay together, and {TWO_CLASSES}"
+
+
+def _shuffled(records: Records, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The classes [C] in random order, those of a whole side by side; for 0 .. C where the whole at that place ends."""
+    names, members = np.unique(records.wholes or records.class_names, return_inverse=True)
+    if records.wholes is None or len(names) == 1:
+        classes = rng.permutation(records.num_classes)
+        return classes, np.arange(len(classes) + 1)
+    parts = [np.flatnonzero(members == whole) for whole in rng.permutation(len(names))]
+    edges = np.cumsum([0, *map(len, parts)])
+    return np.concatenate(parts), edges[np.searchsorted(edges, np.arange(edges[-1] + 1))]
 
 
 def _enough(useful: np.ndarray, least: int) -> int:
@@ -197,11 +221,11 @@ def _can_train(useful: np.ndarray) -> bool:
     return len(useful) >= 2 and bool(useful.any())
 
 
-def _check_folds(useful: np.ndarray, folds: int) -> None:
+def _check_folds(useful: np.ndarray, folds: int, ends: np.ndarray) -> None:
     """Refuse a number of folds of which one is too small: all of them are wanted, for their mean."""
 
     def possible(folds: int) -> bool:
-        edges = [round(i / folds * len(useful)) for i in range(folds + 1)]
+        edges = [ends[round(i / folds * len(useful))] for i in range(folds + 1)]
         parts = [np.arange(a, b) for a, b in pairwise(edges)]
         return all(useful[part].sum() >= 2 and _can_train(np.delete(useful, part)) for part in parts)
 

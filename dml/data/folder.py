@@ -83,7 +83,7 @@ def load(
             f"{first} to train and {records.num_classes - first} to test: each side needs one"
         )
     # Where one whole folder ends and the next begins.
-    parents = wholes([tuple(name.split("/")) for name in records.class_names])
+    parents = records.wholes or records.class_names
     ends = [i for i in range(1, len(parents)) if parents[i] != parents[i - 1]]
     cut = min(ends, key=lambda i: abs(i - first))
     notes = []
@@ -170,6 +170,13 @@ def _sides(tree: Tree) -> list[Tree] | None:
         )
     if gallery is not None and test.lower() != "query":
         raise ValueError(f"{tree.key}={tree.root} holds {test} and gallery: the queries of a gallery are called query")
+    if train is not None:
+        for (in_gallery, place), path in sorted(tree.places.items()):
+            other = tree.places.get((False, place))
+            if in_gallery and other is not None and other.is_relative_to(tree.root / train):
+                raise ValueError(
+                    f"{tree.key}: {other} and {path} are one image, linked: it cannot train and be searched"
+                )
     empty = Tree(tree.root, tree.key, {})
     return [tree.below(name) if name is not None else empty for name in (train, *used[train is not None :])]
 
@@ -225,6 +232,8 @@ def _records(trees: Sequence[Tree], depth: int | None, min_images: int, passed_o
             f"{len(counts)} has {max(counts.values())}"
         )
     number = {parts: label for label, parts in enumerate(names)}
+    parents = wholes(names)
+    together = tuple(parents) if len(set(parents)) < len(parents) else None
     records = []
     for classes in found:
         kept = [(number[parts], images) for parts, images in classes.items() if parts in number]
@@ -233,6 +242,7 @@ def _records(trees: Sequence[Tree], depth: int | None, min_images: int, passed_o
                 images=[image for _, images in kept for image in images],
                 labels=np.repeat([label for label, _ in kept], [len(images) for _, images in kept]).astype(np.int64),
                 class_names=tuple("/".join(parts) for parts in names),
+                wholes=together,
             )
         )
     return records

@@ -30,14 +30,14 @@ class Tree:
         key: config key that names it.
         folders: path below the root -> its images, sorted by name; in no order.
         passed_over: extension, or another word for the kind -> how many were passed over.
-        places: where an image really is -> the path by which it was found.
+        places: (in a folder gallery or not, where an image really is) -> the path by which it was found.
     """
 
     root: Path
     key: str
     folders: dict[Parts, list[Path]]
     passed_over: Counter[str] = field(default_factory=Counter)
-    places: dict[str, Path] = field(default_factory=dict)
+    places: dict[tuple[bool, str], Path] = field(default_factory=dict)
 
     def below(self, name: str) -> "Tree":
         """The part below one of the root's own folders."""
@@ -61,7 +61,8 @@ def read_folders(root: str | Path, key: str) -> Tree:
     """Find all images below `root`.
 
     An image is a file whose extension the installed Pillow reads, or one without extension whose content it
-    recognises. Links to folders and images are followed; a folder that is reached twice is read once, and counted.
+    recognises. Links to folders and images are followed; a folder that is reached twice is read once, and counted. A
+    gallery beside other folders may hold again what they hold: its queries.
 
     Args:
         root: the folder.
@@ -76,18 +77,18 @@ def read_folders(root: str | Path, key: str) -> Tree:
         raise ValueError(f"{key}={base} is not a folder")
     tree = Tree(base, key, {})
     ends = readable()
-    known = {os.path.realpath(base)}
+    known = {(gallery, os.path.realpath(base)) for gallery in (False, True)}
     real: list[Parts] = [()]
     links: list[Parts] = []
     while real or links:
         # Links come last: what is also there as a folder of its own keeps that name.
         parts = real.pop() if real else links.pop(0)
         folder = base.joinpath(*parts)
-        where = os.path.realpath(folder)
-        if parts and where in known:
+        where, gallery = os.path.realpath(folder), parts[:1] != () and parts[0].lower() == "gallery"
+        if parts and (gallery, where) in known:
             tree.passed_over[TWICE] += 1
             continue
-        known.add(where)
+        known.add((gallery, where))
         images, holds_folders = [], False
         for entry in _entries(folder, key):
             name, end = entry.name, os.path.splitext(entry.name)[1].lower()
@@ -110,7 +111,7 @@ def read_folders(root: str | Path, key: str) -> Tree:
             ):
                 path = folder / name
                 place = os.path.realpath(path) if entry.is_symlink() else os.path.join(where, name)
-                if (other := tree.places.setdefault(place, path)) != path:
+                if (other := tree.places.setdefault((gallery, place), path)) != path:
                     raise ValueError(f"{key}: {other} and {path} are one image, linked: remove one of them")
                 images.append(path)
             else:

@@ -160,3 +160,31 @@ def test_all_classes_are_there_to_be_tested(tmp_path):
     for given in ({}, {"root": "a", "test_root": "b"}):
         with pytest.raises(ValueError, match="one of them"):
             folder.load_to_test(**given)
+
+
+def test_validation_cuts_no_folder_of_classes(tmp_path):
+    tree = {f"item{i}/{view}": 2 for i in range(8) for view in ("back", "front", "side")}
+    source = folder.load(root=str(grow(tmp_path, tree)), class_depth=2)
+    assert source.train.num_classes == 12
+    left, validation = source.hold_out(0.4)  # 4.8 classes: up to the end of an item
+    items = [{name.split("/")[0] for name in part.class_names} for part in (left.train, validation)]
+    assert (
+        validation.num_classes == 6 and not items[0] & items[1] and "6 of 12 training classes, not 5" in left.notes[-1]
+    )
+    folds = [source.hold_out(0.4, fold, 4)[1].class_names for fold in range(4)]
+    assert sorted(sum(folds, ())) == sorted(source.train.class_names) and {len(fold) for fold in folds} == {3}
+    # Two items: one has to be cut, and it is said.
+    left, validation = folder.load(root=str(tmp_path), class_depth=2, train_fraction=0.25).hold_out(0.6)
+    assert (left.train.num_classes, validation.num_classes) == (2, 4) and "some classes of a folder" in left.notes[-1]
+
+
+def test_a_gallery_may_hold_the_queries_again(tmp_path):
+    grow(tmp_path, {"train/x": 1, "query/a": 2, "query/b": 1, "gallery/b": 1})
+    (tmp_path / "gallery" / "a").symlink_to(tmp_path / "query" / "a")
+    (tmp_path / "gallery" / "b" / "again.png").symlink_to(tmp_path / "query" / "b" / "0.png")
+    source = folder.load(root=str(tmp_path))
+    assert source.gallery.labels.tolist() == [0, 0, 1, 1] and not source.passed_over
+    assert source.own_index.tolist() == [0, 1, 3]
+    (tmp_path / "gallery" / "b" / "seen.png").symlink_to(tmp_path / "train" / "x" / "0.png")
+    with pytest.raises(ValueError, match=r"train/x/0\.png and .*gallery/b/seen\.png are one image.*cannot train"):
+        folder.load(root=str(tmp_path))
