@@ -18,7 +18,8 @@ from dml.app.make import make
 from dml.app.schema import MISSING, fits, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import LATER, Model, Training
-from dml.data.dataset import TWO_CLASSES, Records, Source
+from dml.data.dataset import Records, Source
+from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
 from dml.printable import printable
 

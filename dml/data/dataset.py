@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dml.data.decode import Box, Decode
+from dml.data.splits import TWO_CLASSES, WHOLE, can_train, check_folds, enough, part_of_each_class, shuffled
 
 
 @dataclass(frozen=True)
@@ -159,17 +159,17 @@ class Source:
 
         if self.class_disjoint:
             useful = np.bincount(labels, minlength=self.train.num_classes) >= 2
-            classes, ends = _shuffled(self.train, rng)
+            classes, ends = shuffled(self.train.wholes or self.train.class_names, rng)
             first, last = ends[round(start * len(classes))], ends[round(stop * len(classes))]
             if fold is not None:
-                _check_folds(useful[classes], folds, ends)
+                check_folds(useful[classes], folds, ends)
             elif last:
                 wanted = round(stop * len(classes))
-                last = ends[_enough(useful[classes], wanted)]
+                last = ends[enough(useful[classes], wanted)]
                 together = len(set(self.train.wholes or ())) > 1
-                if together and not _can_train(useful[classes][last:]):
+                if together and not can_train(useful[classes][last:]):
                     classes = rng.permutation(len(classes))
-                    last = _enough(useful[classes], wanted)
+                    last = enough(useful[classes], wanted)
                     notes += (
                         "the validation part holds some classes of a folder whose others train: there are too few",
                     )
@@ -178,7 +178,7 @@ class Source:
                         f"the validation part has {last} of {len(classes)} training classes, not {wanted} "
                         f"(data.val_fraction={fraction}): {WHOLE if together else TWO_CLASSES}",
                     )
-            if fold is None and last and not _can_train(useful[classes][last:]):
+            if fold is None and last and not can_train(useful[classes][last:]):
                 raise ValueError(
                     f"data.val_fraction={fraction} of {len(classes)} training classes is not possible: the validation "
                     f"part takes {last} ({TWO_CLASSES}), and training needs two, of which one has two images. Give "
@@ -186,7 +186,7 @@ class Source:
                 )
             held_out = np.isin(labels, classes[first:last])
         else:
-            held_out = _part_of_each_class(labels, start, stop, rng)
+            held_out = part_of_each_class(labels, start, stop, rng)
         if held_out.all() or not held_out.any():
             raise ValueError(
                 f"data.val_fraction={fraction} (fold {fold} of {folds}) leaves {len(labels) - held_out.sum()} "
@@ -196,61 +196,10 @@ class Source:
         return replace(self, train=self.train.subset(np.flatnonzero(~held_out)), notes=notes), validation
 
 
-TWO_CLASSES = "it needs two classes with two images each, as in one class every neighbour is a positive"
-WHOLE = f"classes of one folder stay together, and {TWO_CLASSES}"
-
-
-def _shuffled(records: Records, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The classes [C] in random order, those of a whole side by side; for 0 .. C where the whole at that place ends."""
-    names, members = np.unique(records.wholes or records.class_names, return_inverse=True)
-    if records.wholes is None or len(names) == 1:
-        classes = rng.permutation(records.num_classes)
-        return classes, np.arange(len(classes) + 1)
-    parts = [np.flatnonzero(members == whole) for whole in rng.permutation(len(names))]
-    edges = np.cumsum([0, *map(len, parts)])
-    return np.concatenate(parts), edges[np.searchsorted(edges, np.arange(edges[-1] + 1))]
-
-
-def _enough(useful: np.ndarray, least: int) -> int:
-    """How many classes from the first on are `least` at least and hold two useful ones: with two images each."""
-    second = np.flatnonzero(useful)[1:2]
-    return max(least, int(second[0]) + 1) if len(second) else len(useful)
-
-
-def _can_train(useful: np.ndarray) -> bool:
-    return len(useful) >= 2 and bool(useful.any())
-
-
-def _check_folds(useful: np.ndarray, folds: int, ends: np.ndarray) -> None:
-    """Refuse a number of folds of which one is too small: all of them are wanted, for their mean."""
-
-    def possible(folds: int) -> bool:
-        edges = [ends[round(i / folds * len(useful))] for i in range(folds + 1)]
-        parts = [np.arange(a, b) for a, b in pairwise(edges)]
-        return all(useful[part].sum() >= 2 and _can_train(np.delete(useful, part)) for part in parts)
-
-    most = useful.sum() // 2
-    if folds > most or not possible(folds):
-        fewer = next((number for number in range(min(folds, most), 1, -1) if possible(number)), None)
-        raise ValueError(
-            f"data.folds={folds} of {len(useful)} training classes is not possible: a part would be too small to "
-            f"validate with ({TWO_CLASSES}). Give {f'data.folds={fewer}' if fewer else 'more training classes'}"
-        )
-
-
 def stratified_split(records: Records, fraction: float, seed: int) -> tuple[Records, Records]:
     """Split off `fraction` of the images of every class, at random: (the rest, the part)."""
-    part = _part_of_each_class(records.labels, 0, fraction, np.random.default_rng(seed))
+    part = part_of_each_class(records.labels, 0, fraction, np.random.default_rng(seed))
     return records.subset(np.flatnonzero(~part)), records.subset(np.flatnonzero(part))
-
-
-def _part_of_each_class(labels: np.ndarray, start: float, stop: float, rng: np.random.Generator) -> np.ndarray:
-    """Mask [N] of the images from share `start` to share `stop` of every class, shuffled."""
-    part = np.zeros(len(labels), dtype=bool)
-    for c in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == c))
-        part[members[round(start * len(members)) : round(stop * len(members))]] = True
-    return part
 
 
 BLANK, DARK = 2, 16
