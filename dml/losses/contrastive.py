@@ -46,7 +46,8 @@ class ContrastiveLoss(nn.Module):
 
         if anchors is None:  # the matrix holds every unordered pair twice
             return sum_over_rows(embeddings, terms, symmetric=True) / (2 * count)
-        return sum_over_rows(embeddings, terms, anchors) / count
+        rows = torch.arange(anchors, device=labels.device)
+        return sum_over_rows(embeddings, terms, rows=rows) / count
 
     @torch.no_grad()
     def _pairs(self, x: Tensor, labels: Tensor, anchors: int | None) -> tuple[Tensor, Tensor] | None:

@@ -19,7 +19,7 @@ class CrossBatchMemory(nn.Module):
     Every process of several keeps the same memory, as each sees the global batch.
 
     Args:
-        loss: contrastive, triplet or NRA: one whose `forward` takes `anchors`.
+        loss: one that is a sum over anchors, whose `forward` takes `anchors`: contrastive, triplet, NRA and others.
         size: how many embeddings are kept; the oldest go first.
         start_step: the first step that is remembered; before it, this is the plain loss (1,000 in the paper).
         embedding_dim: D of the embeddings.
@@ -42,9 +42,9 @@ class CrossBatchMemory(nn.Module):
     ) -> None:
         super().__init__()
         name = type(loss).__name__
-        require(
-            "anchors" in inspect.signature(loss.forward).parameters, "loss.loss", name, "contrastive, triplet or nra"
-        )
+        takes = inspect.signature(loss.forward).parameters
+        wanted = "a loss whose forward takes anchors, as contrastive, triplet, nra or multi_similarity"
+        require("anchors" in takes, "loss.loss", name, wanted)
         require(size > 0, "loss.size", size, "greater than 0")
         require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
         require(start_step >= 0, "loss.start_step", start_step, "0 or greater")

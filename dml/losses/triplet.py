@@ -50,7 +50,8 @@ class TripletLoss(nn.Module):
         if pairs == 0:
             return zero(embeddings)
         mined, count = (self._all, (positives * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
-        return sum_over_rows(embeddings, functools.partial(mined, labels), anchors) / count
+        rows = torch.arange(len(own), device=labels.device)[:anchors]
+        return sum_over_rows(embeddings, functools.partial(mined, labels), rows=rows) / count
 
     def _hard(self, embeddings: Tensor, labels: Tensor, anchors: int | None) -> Tensor:
         anchor, members = extremes(embeddings, labels, anchors, of_classes_only=True)

@@ -89,7 +89,7 @@ def test_all_wrong_values_are_told_at_once_and_before_the_data(tmp_path):
         ("+backbone.checkpoint_path=/no/where", "backbone.checkpoint_path=/no/where does not exist"),
         ("method=memory loss.loss.epsilon=0", "loss.loss.epsilon=0 is not possible: it must be"),
         ("method=memory loss@loss.loss=cross_entropy loss.loss.num_classes=3 loss.loss.embedding_dim=2",
-         "loss.loss=CrossEntropyLoss is not possible: it must be contrastive, triplet or nra"),
+         "loss.loss=CrossEntropyLoss is not possible: it must be a loss whose forward takes anchors"),
     ],
 )  # fmt: skip
 def test_one_problem_is_one_line(overrides, said):

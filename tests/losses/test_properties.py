@@ -14,31 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dml.losses.building_blocks import extremes, pairwise
-from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
-from dml.losses.lifted import LiftedLoss
 from dml.losses.memory import CrossBatchMemory
-from dml.losses.npair import NPairLoss
 from dml.losses.nra import NRALoss
-from dml.losses.triplet import TripletLoss
 from tests import oracles
+from tests.losses.table import PAIRS, WHOLE
 
-# Name, which begins with the loss's file in conf/loss, -> class, oracle, options.
-PAIRS = {
-    "nra": (NRALoss, oracles.nra, {}),
-    "nra, alpha 1": (NRALoss, oracles.nra, {"alpha": 1.0, "epsilon": 1e-2}),
-    "nra, alpha 0.3": (NRALoss, oracles.nra, {"alpha": 0.3, "epsilon": 0.1}),
-    "triplet": (TripletLoss, oracles.triplet, {}),
-    "triplet, all": (TripletLoss, oracles.triplet, {"mining": "all", "margin": 0.3}),
-    "triplet, hard": (TripletLoss, oracles.triplet, {"mining": "hard", "margin": 4.0}),
-    "contrastive": (ContrastiveLoss, oracles.contrastive, {}),
-    "contrastive, wide": (ContrastiveLoss, oracles.contrastive, {"margin": 5.0}),
-}
-WHOLE = {
-    "lifted": (LiftedLoss, oracles.lifted, {}),
-    "npair": (NPairLoss, oracles.npair, {}),
-    "npair, lengths": (NPairLoss, oracles.npair, {"l2_weight": 0.1}),
-}
 LOSSES = [*PAIRS, *WHOLE, "nra, detached range", "cross_entropy", *(f"memory, {name}" for name in PAIRS)]
 CLASSES = 50
 

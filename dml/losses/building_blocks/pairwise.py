@@ -31,10 +31,10 @@ def exact_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def row_blocks(x: Tensor, members: Tensor) -> Iterator[Tensor]:
-    """The members [v] in blocks whose rows of an [m, m] matrix, m = len(x), fit into _BLOCK entries."""
+def row_blocks(x: Tensor, members: Tensor, share: int = 1) -> Iterator[Tensor]:
+    """The members [v] in blocks whose rows of an [m, m] matrix, m = len(x), fit into _BLOCK / share entries."""
     if len(members):
-        yield from members.split(max(1, block_entries(x) // len(x)))
+        yield from members.split(max(1, block_entries(x) // share // len(x)))
 
 
 def block_entries(x: Tensor) -> int:

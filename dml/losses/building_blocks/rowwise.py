@@ -19,36 +19,48 @@ from dml.losses.building_blocks.pairwise import (
 from dml.products import matmul
 
 
-def rowwise(x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """terms(rows, squared, *inputs) for all rows of the matrix of squared distances, block by block, with gradient.
+def rowwise(
+    x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor, rows: Tensor | None = None, share: int = 1
+) -> Tensor:
+    """terms(rows, squared, *inputs) for rows of the matrix of squared distances, block by block, with gradient.
 
     The backward pass makes each block anew, so neither pass holds more than a block beside O(m d).
 
     Args:
         x: embeddings [m, d].
-        terms: (rows [b], squared distances [b, m] of those rows to all, *inputs) -> [b], differentiable by torch. The
-            gradient of a distance that is 0 must be finite, and counts as 0.
+        terms: (rows [b], squared distances [b, m] of those rows to all, *inputs) -> [b, ...], differentiable by torch.
+            The gradient of a distance that is 0 must be finite, and counts as 0.
         inputs: further tensors that get a gradient.
+        rows: which rows [v]; None: all.
+        share: how many numbers `terms` holds for each distance.
 
     Returns:
-        [m]
+        [v, ...]
     """
-    return _Rowwise.apply(terms, x, *inputs)
+    return _Rowwise.apply(terms, rows, share, x, *inputs)
 
 
 def sum_over_rows(
-    x: Tensor, terms: Callable[[Tensor, Tensor], Tensor], anchors: int | None = None, *, symmetric: bool = False
+    x: Tensor,
+    terms: Callable[..., Tensor],
+    *inputs: Tensor,
+    rows: Tensor | None = None,
+    symmetric: bool = False,
+    share: int = 1,
 ) -> Tensor:
-    """The sum of rowwise(x, terms), with its gradient found along with it: each block is made once.
+    """The sum of `rowwise` with the same arguments, with its gradient found along with it: each block is made once.
 
     Args:
         x: embeddings [m, d].
-        terms: (rows [b], squared [b, m]) -> [b], as for `rowwise`.
-        anchors: how many rows, the first ones; None: all.
-        symmetric: the term of a pair is the same in the rows of both, which halves the work of the gradient.
+        terms: as for `rowwise`, but for [b] alone.
+        inputs: further tensors that get a gradient.
+        rows: which rows [v]; None: all.
+        symmetric: all rows are taken, and the term of a pair is the same in the rows of both, which halves the work of
+            the gradient.
+        share: how many numbers `terms` holds for each distance.
     """
     wanted = torch.is_grad_enabled() and x.requires_grad
-    return _SumOverRows.apply(x if wanted else x.detach(), terms, len(x) if anchors is None else anchors, symmetric)
+    return _SumOverRows.apply(terms, rows, share, symmetric, x if wanted else x.detach(), *inputs)
 
 
 def sorted_rows(squared: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,59 +88,80 @@ def first_of_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 class _Rowwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, terms: Callable[..., Tensor], x: Tensor, *inputs: Tensor) -> Tensor:
-        ctx.terms = terms
+    def forward(
+        ctx: Any, terms: Callable[..., Tensor], rows: Tensor | None, share: int, x: Tensor, *inputs: Tensor
+    ) -> Tensor:
+        ctx.given = terms, rows, share
         ctx.save_for_backward(x, *inputs)
-        return torch.cat([terms(block.rows, block.squared, *inputs) for block in _blocks(x)])
+        return torch.cat([terms(block.rows, block.squared, *inputs) for block in _blocks(x, rows, share)])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        terms, rows, share = ctx.given
         if torch.is_grad_enabled():
-            return None, *gradient_with_graph(_plainly(ctx.terms), ctx.saved_tensors, gradient)
+            return None, None, None, *gradient_with_graph(_plainly(terms, rows), ctx.saved_tensors, gradient)
         x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-        into, sums = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs]
-        for block in _blocks(x):
+        into, sums, start = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs], 0
+        for block in _blocks(x, rows, share):
             squared = block.squared.requires_grad_()
             with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-                value = ctx.terms(block.rows, squared, *inputs)
-            weight, *others = torch.autograd.grad(value, [squared, *inputs], gradient[block.rows])
+                value = terms(block.rows, squared, *inputs)
+            own = gradient[start : start + len(value)]
+            weight, *others = torch.autograd.grad(value, [squared, *inputs], own)
+            start += len(value)
             for total, other in zip(sums, others, strict=True):
                 total += other
             block.pull(into, weight)
-        return None, into, *sums
+        return None, None, None, into, *sums
 
 
 class _SumOverRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, terms: Callable[..., Tensor], anchors: int, symmetric: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        terms: Callable[..., Tensor],
+        rows: Tensor | None,
+        share: int,
+        symmetric: bool,
+        x: Tensor,
+        *inputs: Tensor,
+    ) -> Tensor:
+        wanted = ctx.needs_input_grad[4]
         total, into = x.new_zeros(()), torch.zeros_like(x)
-        for block in _blocks(x, anchors):
-            squared = block.squared.requires_grad_(ctx.needs_input_grad[0])
-            with torch.set_grad_enabled(squared.requires_grad):
-                value = terms(block.rows, squared).sum()
+        own = [each.detach().requires_grad_(wanted) for each in inputs]
+        sums = [torch.zeros_like(each) for each in inputs]
+        for block in _blocks(x, rows, share):
+            squared = block.squared.requires_grad_(wanted)
+            with torch.set_grad_enabled(wanted):
+                value = terms(block.rows, squared, *own).sum()
             total += value.detach()
-            if squared.requires_grad:
-                block.pull(into, *torch.autograd.grad(value, squared), symmetric=symmetric)
-        ctx.terms, ctx.anchors = terms, anchors
-        ctx.save_for_backward(x, into)
+            if wanted:
+                weight, *others = torch.autograd.grad(value, [squared, *own])
+                for each, other in zip(sums, others, strict=True):
+                    each += other
+                block.pull(into, weight, symmetric=symmetric)
+        ctx.given = terms, rows
+        ctx.inputs = len(inputs)
+        ctx.save_for_backward(x, *inputs, into, *sums)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, into = ctx.saved_tensors
+        given, found = ctx.saved_tensors[: 1 + ctx.inputs], ctx.saved_tensors[1 + ctx.inputs :]
         if torch.is_grad_enabled():
-            by_rows = _plainly(ctx.terms, ctx.anchors)
-            return *gradient_with_graph(lambda x: by_rows(x).sum(), [x], gradient), None, None, None
-        return gradient * into, None, None, None
+            by_rows = _plainly(*ctx.given)
+            own = gradient_with_graph(lambda *each: by_rows(*each).sum(), given, gradient)
+            return None, None, None, None, *own
+        return None, None, None, None, *(gradient * each for each in found)
 
 
-def _plainly(terms: Callable[..., Tensor], anchors: int | None = None) -> Callable[..., Tensor]:
-    """terms of all rows, [m], as a function of x and further inputs that torch can differentiate again."""
+def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[..., Tensor]:
+    """terms of all rows as a function of x and further inputs that torch can differentiate again."""
 
     def by_rows(x: Tensor, *inputs: Tensor) -> Tensor:
+        members = torch.arange(len(x), device=x.device) if rows is None else rows
         with torch.autocast(x.device.type, enabled=False):
-            blocks = row_blocks(x, torch.arange(len(x), device=x.device)[:anchors])
-            parts = [terms(rows, (x[rows, None] - x).square().sum(dim=2), *inputs) for rows in blocks]
+            parts = [terms(own, (x[own, None] - x).square().sum(dim=2), *inputs) for own in row_blocks(x, members)]
         return torch.cat(parts)
 
     return by_rows
@@ -175,18 +208,18 @@ class _Block(NamedTuple):
 
 
 @torch.no_grad()
-def _blocks(x: Tensor, anchors: int | None = None) -> Iterator[_Block]:
+def _blocks(x: Tensor, members: Tensor | None, share: int) -> Iterator[_Block]:
     centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
     columns = centred.T.contiguous()
     minus_twice = -2 * centred
     norms = centred.square().sum(dim=1)
     # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
-    share = 1e-2 if x.dtype == torch.float32 else 1e-4
+    digits = 1e-2 if x.dtype == torch.float32 else 1e-4
     small = is_small(x)
-    for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
+    for rows in row_blocks(x, torch.arange(len(x), device=x.device) if members is None else members, share):
         if not small:
             squared = matmul(centred[rows], minus_twice, norms).add_(norms[rows, None])
-            i, j = torch.nonzero(squared < share * norms[rows, None], as_tuple=True)
+            i, j = torch.nonzero(squared < digits * norms[rows, None], as_tuple=True)
             if len(i) * 16 <= squared.numel():
                 for part in pair_blocks(x, i):
                     squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)

@@ -1,0 +1,113 @@
+"""Losses that are a sum over anchors, each a function of its distances or cosines to all others."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dml.losses.building_blocks.rowwise import sum_over_rows
+
+_LEAST = 1e-12  # the norm below which an embedding is no direction
+
+
+class Row(NamedTuple):
+    """Some anchors and what they are compared with.
+
+    Attributes:
+        anchor: batch indices [b].
+        values: of all members [b, m]: gaps 1 - S of cosines S, or squared distances.
+        positives: those of each anchor's positives [b, n]; where it has fewer than n, its own.
+        real: which of these are positives [b, n].
+        negative: which of all members are negatives [b, m].
+    """
+
+    anchor: Tensor
+    values: Tensor
+    positives: Tensor
+    real: Tensor
+    negative: Tensor
+
+
+def valid_anchors(labels: Tensor, anchors: int | None, *, negatives: bool = True) -> tuple[Tensor, Tensor]:
+    """The anchors [v] that have a positive, and a negative if that is asked, and how many positives [v] each has."""
+    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    positives = sizes[own[:anchors]] - 1
+    valid = positives > 0
+    if negatives:
+        valid &= positives < len(labels) - 1
+    rows = valid.nonzero()[:, 0]
+    return rows, positives[rows]
+
+
+def unit(x: Tensor) -> Tensor:
+    """x [m, d] on the sphere: each row divided by its norm, or by 1e-12 where it is shorter than that."""
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(_LEAST)
+
+
+def sum_over_cosines(
+    x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor, *, share: int = 1
+) -> Tensor:
+    """The sum of term(Row) -> [b] over the anchors `rows` [v], of the gaps 1 - S of embeddings x [m, d] on the sphere.
+
+    A gap is half of a squared distance, so it has all its digits where a cosine near 1 has lost them.
+    `share`: how many numbers the term holds for each gap.
+    """
+    norms = torch.linalg.vector_norm(x.detach(), dim=1)
+    columns = _Positives(labels)
+    if bool((norms < _LEAST).any()):  # such rows are no unit vectors: |a - b|^2 = |a|^2 + |b|^2 - 2 ab
+        z = unit(x)
+        short = norms < _LEAST
+        missing = torch.where(short, 1 - z.square().sum(dim=1), 0)
+
+        def with_short(own: Tensor, squared: Tensor, missing: Tensor) -> Tensor:
+            return term(columns.row(own, (squared + missing[own, None] + missing) / 2))
+
+        return sum_over_rows(z, with_short, missing, rows=rows, share=share)
+    return sum_over_rows(unit(x), lambda own, squared: term(columns.row(own, squared / 2)), rows=rows, share=share)
+
+
+def sum_over_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
+    """The sum of term(Row) -> [b] over the anchors `rows` [v], of squared distances of embeddings x [m, d]."""
+    columns = _Positives(labels)
+    return sum_over_rows(x, lambda own, squared: term(columns.row(own, squared)), rows=rows)
+
+
+class _Positives:
+    """Where the members of each class stand."""
+
+    def __init__(self, labels: Tensor) -> None:
+        _, self.own, self.sizes = labels.unique(return_inverse=True, return_counts=True)
+        self.order = self.own.argsort(stable=True)
+        self.starts = self.sizes.cumsum(0) - self.sizes
+        self.places = torch.arange(int(self.sizes.max()), device=labels.device)
+
+    def row(self, anchor: Tensor, values: Tensor) -> Row:
+        own = self.own[anchor]
+        place = self.starts[own, None] + torch.minimum(self.places, self.sizes[own, None] - 1)
+        columns = self.order[place]
+        real = (self.places < self.sizes[own, None]) & (columns != anchor[:, None])
+        columns = torch.where(real, columns, anchor[:, None])
+        return Row(anchor, values, values.gather(1, columns), real, own[:, None] != self.own)
+
+
+def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
+    """log sum e^v over the true entries of each row, of which there must be one: [b, k] -> [b]."""
+    return values.masked_fill(~mask, -torch.inf).logsumexp(dim=1)
+
+
+def log_one_plus_sum(values: Tensor, mask: Tensor) -> Tensor:
+    """log(1 + sum e^v) over the true entries of each row, [b, k] -> [b]; 0 if there are none."""
+    values = values.masked_fill(~mask, -torch.inf)
+    top = values.detach().amax(dim=1).clamp_min(0)
+    return top + ((values - top[:, None]).exp().sum(dim=1) + torch.expm1(-top)).log1p()
+
+
+def softplus(values: Tensor) -> Tensor:
+    """log(1 + e^v), to the last digit at any v."""
+    return torch.logaddexp(values, values.new_zeros(()))
+
+
+def mean_of(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the true entries of each row, of which there must be one: [b, k] -> [b]."""
+    return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1)

@@ -1,0 +1,142 @@
+"""Reference values of losses that are means over anchors or pairs: loops over their formulas in float64.
+
+They share no code with the library, as tests/oracles.py. Each takes embeddings [m, d] and labels [m], of whose first
+`anchors` samples alone are anchors if that is given, and returns a float64 scalar without a gradient. `held` embeddings
+take the place of the others in whatever gets no gradient: mining and weights.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tests.oracles import Matrix, distances, dot, log_sum_exp, mean
+
+
+def cosines(embeddings: Tensor) -> Matrix:
+    """S_ij of all rows, each divided by its norm or by 1e-12."""
+    rows = embeddings.detach().double().tolist()
+    rows = [[value / max(math.hypot(*row), 1e-12) for value in row] for row in rows]
+    return [[dot(a, b) for b in rows] for a in rows]
+
+
+def spheric(embeddings: Tensor) -> Tensor:
+    """The embeddings on the sphere."""
+    x = embeddings.detach().double()
+    return x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def sides(labels: Tensor, anchors: int | None) -> list[tuple[int, list[int], list[int]]]:
+    """Each anchor with its positives and its negatives."""
+    classes = labels.tolist()
+    return [
+        (
+            i,
+            [j for j, other in enumerate(classes) if j != i and other == own],
+            [j for j, other in enumerate(classes) if other != own],
+        )
+        for i, own in enumerate(classes[:anchors])
+    ]
+
+
+def valid(labels: Tensor, anchors: int | None) -> list[tuple[int, list[int], list[int]]]:
+    """Those that have a positive and a negative."""
+    return [each for each in sides(labels, anchors) if each[1] and each[2]]
+
+
+def log_one_plus(exponents: list[float]) -> float:
+    """log(1 + sum e^x); tiny sums keep their digits."""
+    if exponents and max(exponents) > 0:
+        return log_sum_exp([0.0, *exponents])
+    return math.log1p(math.fsum(math.exp(x) for x in exponents))
+
+
+def multi_similarity(
+    x: Tensor,
+    labels: Tensor,
+    alpha: float = 2.0,
+    beta: float = 50.0,
+    base: float = 0.5,
+    epsilon: float | None = 0.1,
+    anchors: int | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    s, mined, total = cosines(x), cosines(x if held is None else held), []
+    for i, positives, negatives in valid(labels, anchors):
+        kept_p, kept_n = positives, negatives
+        if epsilon is not None:
+            least, most = min(mined[i][p] for p in positives), max(mined[i][n] for n in negatives)
+            kept_n = [n for n in negatives if mined[i][n] + epsilon > least]
+            kept_p = [p for p in positives if mined[i][p] - epsilon < most]
+        total.append(log_one_plus([-alpha * (s[i][p] - base) for p in kept_p]) / alpha)
+        total.append(log_one_plus([beta * (s[i][n] - base) for n in kept_n]) / beta)
+    return torch.tensor(math.fsum(total) / len(labels[:anchors]), dtype=torch.float64)
+
+
+def circle(
+    x: Tensor,
+    labels: Tensor,
+    margin: float = 0.4,
+    gamma: float = 80.0,
+    anchors: int | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    s, still, terms = cosines(x), cosines(x if held is None else held), []
+    for i, positives, negatives in valid(labels, anchors):
+        push = [gamma * max(0.0, still[i][n] + margin) * (s[i][n] - margin) for n in negatives]
+        pull = [-gamma * max(0.0, 1 + margin - still[i][p]) * (s[i][p] - 1 + margin) for p in positives]
+        terms.append(log_one_plus([log_sum_exp(push) + log_sum_exp(pull)]))
+    return mean(terms)
+
+
+def sup_con(x: Tensor, labels: Tensor, temperature: float = 0.1, anchors: int | None = None) -> Tensor:
+    s, terms = cosines(x), []
+    for i, positives, negatives in sides(labels, anchors):
+        if positives:
+            below = log_sum_exp([s[i][j] / temperature for j in positives + negatives])
+            terms.append(math.fsum(below - s[i][p] / temperature for p in positives) / len(positives))
+    return mean(terms)
+
+
+def nt_xent(
+    x: Tensor, labels: Tensor, temperature: float = 0.1, average: str = "pair", anchors: int | None = None
+) -> Tensor:
+    s, terms = cosines(x), []
+    for i, positives, negatives in valid(labels, anchors):
+        pairs = [log_one_plus([(s[i][n] - s[i][p]) / temperature for n in negatives]) for p in positives]
+        terms += pairs if average == "pair" else [math.fsum(pairs) / len(pairs)]
+    return mean(terms)
+
+
+def generalized_lifted(
+    x: Tensor, labels: Tensor, margin: float = 1.0, normalize: bool = False, anchors: int | None = None
+) -> Tensor:
+    d, terms = distances(spheric(x) if normalize else x), []
+    for i, positives, negatives in valid(labels, anchors):
+        pull, push = log_sum_exp([d[i][p] for p in positives]), log_sum_exp([margin - d[i][n] for n in negatives])
+        terms.append(max(0.0, pull + push))
+    return mean(terms)
+
+
+def nca(x: Tensor, labels: Tensor, scale: float = 1.0, normalize: bool = True, anchors: int | None = None) -> Tensor:
+    d, terms = distances(spheric(x) if normalize else x), []
+    for i, positives, negatives in valid(labels, anchors):
+        near = log_sum_exp([-scale * d[i][p] ** 2 for p in positives])
+        far = log_sum_exp([-scale * d[i][n] ** 2 for n in negatives])
+        terms.append(log_one_plus([far - near]))
+    return mean(terms)
+
+
+def tuplet_margin(
+    x: Tensor, labels: Tensor, margin: float = 5.73, scale: float = 64.0, anchors: int | None = None
+) -> Tensor:
+    z, terms, b = spheric(x), [], math.radians(margin)
+    s, d = cosines(x), distances(z)
+    for i, positives, negatives in valid(labels, anchors):
+        for p in positives:
+            # By its half's tangent, exact for small and large angles; where a row is no unit vector by its cosine.
+            angle = 2 * math.atan2(d[i][p], float((z[i] + z[p]).norm()))
+            if min(z[i].norm(), z[p].norm()) < 0.5:
+                angle = math.acos(s[i][p])
+            terms.append(log_one_plus([scale * (s[i][n] - math.cos(angle - b)) for n in negatives]))
+    return mean(terms)

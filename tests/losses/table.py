@@ -1,0 +1,73 @@
+"""All losses, for the tests that take each of them: on any batch, on several processes, with gradient caching."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from dml.losses.circle import CircleLoss
+from dml.losses.contrastive import ContrastiveLoss
+from dml.losses.cross_entropy import CrossEntropyLoss
+from dml.losses.generalized_lifted import GeneralizedLiftedLoss
+from dml.losses.lifted import LiftedLoss
+from dml.losses.memory import CrossBatchMemory
+from dml.losses.multi_similarity import MultiSimilarityLoss
+from dml.losses.nca import NCALoss
+from dml.losses.npair import NPairLoss
+from dml.losses.nra import NRALoss
+from dml.losses.nt_xent import NTXentLoss
+from dml.losses.sup_con import SupConLoss
+from dml.losses.triplet import TripletLoss
+from dml.losses.tuplet_margin import TupletMarginLoss
+from tests import oracles
+from tests.losses import by_anchors
+
+
+class Known(NamedTuple):
+    """A loss with options, and its oracle, which takes the same."""
+
+    make: Callable[..., nn.Module]
+    oracle: Callable[..., Tensor]
+    options: dict[str, Any]
+
+
+# Name, which begins with the loss's file in conf/loss. These take `anchors`, and so does their oracle.
+PAIRS = {
+    "nra": Known(NRALoss, oracles.nra, {}),
+    "nra, alpha 1": Known(NRALoss, oracles.nra, {"alpha": 1.0, "epsilon": 1e-2}),
+    "nra, alpha 0.3": Known(NRALoss, oracles.nra, {"alpha": 0.3, "epsilon": 0.1}),
+    "triplet": Known(TripletLoss, oracles.triplet, {}),
+    "triplet, all": Known(TripletLoss, oracles.triplet, {"mining": "all", "margin": 0.3}),
+    "triplet, hard": Known(TripletLoss, oracles.triplet, {"mining": "hard", "margin": 4.0}),
+    "contrastive": Known(ContrastiveLoss, oracles.contrastive, {}),
+    "contrastive, wide": Known(ContrastiveLoss, oracles.contrastive, {"margin": 5.0}),
+    "multi_similarity": Known(MultiSimilarityLoss, by_anchors.multi_similarity, {}),
+    "circle": Known(CircleLoss, by_anchors.circle, {}),
+    "sup_con": Known(SupConLoss, by_anchors.sup_con, {}),
+    "nt_xent": Known(NTXentLoss, by_anchors.nt_xent, {}),
+    "nt_xent, sincere": Known(NTXentLoss, by_anchors.nt_xent, {"average": "anchor", "temperature": 0.5}),
+    "generalized_lifted": Known(GeneralizedLiftedLoss, by_anchors.generalized_lifted, {}),
+    "nca": Known(NCALoss, by_anchors.nca, {}),
+    "nca, raw": Known(NCALoss, by_anchors.nca, {"normalize": False}),
+    "tuplet_margin": Known(TupletMarginLoss, by_anchors.tuplet_margin, {}),
+}
+# Pairs of all kinds of the batch, without anchors.
+WHOLE = {
+    "lifted": Known(LiftedLoss, oracles.lifted, {}),
+    "npair": Known(NPairLoss, oracles.npair, {}),
+    "npair, lengths": Known(NPairLoss, oracles.npair, {"l2_weight": 0.1}),
+}
+
+
+def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
+    """A loss of this name."""
+    if name.startswith("memory"):
+        inner = build(name.removeprefix("memory, "), embedding_dim, num_classes)
+        return CrossBatchMemory(loss=inner, size=20, start_step=1, embedding_dim=embedding_dim)
+    if name == "cross_entropy":
+        return CrossEntropyLoss(embedding_dim=embedding_dim, num_classes=num_classes)
+    known = (PAIRS | WHOLE)[name]
+    return known.make(**known.options)
+
+
+EVERY = [*PAIRS, *WHOLE, "cross_entropy", "memory, nra"]
