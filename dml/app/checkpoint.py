@@ -1,12 +1,12 @@
 """Reading a checkpoint: plain data only, and one clear line when it is not one of ours."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
 
+from dml.app.paths import text_of
 from dml.app.trust import distrust
 
 # What `evaluate.py` takes from the checkpoint unless told otherwise.
@@ -101,18 +101,20 @@ def data_to_test(data: dict[str, Any], told: set[str]) -> dict[str, Any]:
 def offer_trained_config(arguments: list[str]) -> None:
     """Offer the config inside of ckpt_path=FILE to Hydra, as choice `as_trained` of each group.
 
-    Then `evaluator.ks=[1]` or `data=folder data.root=DIR` on the command line change just that. Exits with one line
-    when the checkpoint cannot be used.
+    Then `evaluator.ks=[1]` or `data=folder data.root=DIR` on the command line change just that.
+
+    Args:
+        arguments: flags, and overrides that Hydra can read.
+
+    Raises:
+        ValueError: the checkpoint cannot be used.
     """
-    paths = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("ckpt_path=")]
+    paths = [text_of(a) for a in arguments if a.startswith("ckpt_path=")]
     nodes: dict[str, Any] = {group: {} for group in GROUPS}
     if paths:
-        try:
-            config = read_to_evaluate(Path(paths[-1]), "trust=true" in arguments)["dml_config"]
-        except ValueError as error:
-            sys.exit(str(error))
+        config = read_to_evaluate(Path(paths[-1]), "trust=true" in arguments)["dml_config"]
         nodes = {group: config[group] for group in GROUPS}
     elif not any(a.startswith(("-h", "--h", "--v", "--info", "--c")) for a in arguments):
-        sys.exit("ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote")
+        raise ValueError("ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote")
     for group, node in nodes.items():
         ConfigStore.instance().store(group=group, name="as_trained", node=node)

@@ -1,12 +1,12 @@
 """A config held against its schema, its parts, its groups against each other, and against the data; all at once.
 
-`check_config` needs no data and comes before anything else; `check_data` comes before any heavy work.
+`check_config` needs no data; `check_data` comes before any heavy work. Before both comes what dml.app.keys can tell
+while torch is not loaded.
 """
 
 import inspect
 import pydoc
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import WandbLogger
 
+from dml.app.keys import wrong_keys
 from dml.app.make import make
-from dml.app.schema import MISSING, fits, problems_of, resolved, shown
-from dml.app.secrets import secrets_in
-from dml.app.settings import LATER, Model, Training
+from dml.app.schema import fits, shown
+from dml.app.settings import LATER, Training
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
@@ -35,17 +35,9 @@ def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = Fals
     Raises:
         ValueError: one line a problem, each naming a config key.
     """
-    config, found, taken = resolved(cfg)
-    if schema is Model:  # of a checkpoint, which carries more
-        config = {field.name: config[field.name] for field in fields(Model) if field.name in config}
-    found += problems_of(config, schema)
-    # What is taken from another key is told of once, there.
-    own = [(type(problem.value), problem.value) for problem in found if problem.key not in taken]
-    said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
-    said += secrets_in(config)
+    config, broken, said = wrong_keys(cfg, schema, pydoc.locate)
     if issubclass(schema, Training):
-        said += _tried(config, {problem.key.split(".")[0] for problem in found}, begun)
-        said += _across(config, {problem.key for problem in found})
+        said += _tried(config, broken, begun)
     if said:
         raise ValueError("\n".join(map(printable, said)))
 
@@ -105,39 +97,6 @@ def _wandb(logger: dict[str, Any]) -> Iterator[str]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _across(config: dict[str, Any], broken: set[str]) -> Iterator[str]:
-    """What keys say about each other, of those that are sound by themselves."""
-
-    def sound(*keys: str) -> bool:
-        return not broken & {*keys, *(key.split(".")[0] for key in keys)}
-
-    if sound("loss._target_", "sampler.samples_per_class"):
-        name, n = config["loss"]["_target_"], config["sampler"].get("samples_per_class")  # one of one's own has others
-        needed = getattr(pydoc.locate(name), "min_samples_per_class", 1)
-        if n is not None and n < needed:
-            yield (
-                f"sampler.samples_per_class={n} leaves anchors without a positive: "
-                f"{name.rpartition('.')[2]} needs at least {needed}"
-            )
-    if sound("loss._target_", "loss.embedding_dim", "embedder.dim"):
-        dim, expected = config["embedder"].get("dim"), config["loss"].get("embedding_dim")
-        if None not in (dim, expected) and expected != dim:
-            yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
-    protocol = config.get("protocol", {})
-    known = sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
-    if known and {"ks", "metrics"} <= config["evaluator"].keys():  # what one of one's own measures it alone knows
-        ks, names = config["evaluator"]["ks"], config["evaluator"]["metrics"]
-        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
-        if protocol["validate"] and protocol["monitor"] not in measured:
-            yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
-    if sound("protocol.validate", "protocol.watch_test") and protocol["validate"] and protocol["watch_test"]:
-        yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
-    if sound("data.fold", "data.folds") and config["data"].get("fold") is not None:
-        fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
-        if fold > last:
-            yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"
 
 
 def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> None:

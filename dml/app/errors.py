@@ -10,8 +10,6 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from dml.engine.datamodule import out_of_shared_memory, worker_died
-from dml.engine.finite import NonFiniteLossError
 from dml.printable import tolerant_output
 
 
@@ -27,19 +25,15 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             return run(cfg)
         except Exception as caught:
             error = _not_hidden(caught)
-            if (
-                not isinstance(error, ValueError | NonFiniteLossError)
-                and not worker_died(error)
-                and not out_of_shared_memory(error)
-                and not _is_full(error)
-            ):
+            said = _message(error)
+            if said is None:  # a bug
                 if error is caught:
                     raise
                 raise error from None
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 # The others go on; Hydra itself tells only of the first that failed, and at the end.
-                print(f"Job {HydraConfig.get().job.num} failed: {_message(error)}", file=sys.stderr)
-            raise CompactHydraException(_message(error)) from error
+                print(f"Job {HydraConfig.get().job.num} failed: {said}", file=sys.stderr)
+            raise CompactHydraException(said) from error
 
     return wrapper
 
@@ -50,17 +44,31 @@ def _not_hidden(error: Exception) -> Exception:
     return hidden if "iter(combined_loader)" in str(error) and isinstance(hidden, Exception) else error
 
 
-def _is_full(error: Exception) -> bool:
-    # No space, no more of what the user may have, a file that may not grow further.
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError):
+def _message(error: Exception) -> str | None:
+    """What the user is told; None of an error that no user can mend."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # No space, no more of what the user may have, a file that may not grow further.
         return (
             f"cannot write {error.filename or 'a file'}: {error.strerror}. What was written before is whole: free some "
             "space, then the same command with resume=DIR, the folder of this run, goes on (a sweep: the command alone)"
         )
+    if "dml.engine.datamodule" in sys.modules and (said := _of_training(error)):  # what is not loaded has not failed
+        return said
+    if not isinstance(error, ValueError):
+        return None
+    text = str(error)
+    if "Original Traceback" in text:
+        # A loader process hands over its whole stack as text; the last line is what went wrong.
+        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    return text
+
+
+def _of_training(error: Exception) -> str | None:
+    from dml.engine.datamodule import out_of_shared_memory, worker_died
+    from dml.engine.finite import NonFiniteLossError
+
+    if isinstance(error, NonFiniteLossError):
+        return str(error)
     if out_of_shared_memory(error):
         return (
             "shared memory (/dev/shm) is full, through which loader processes hand over their batches. A container has "
@@ -74,8 +82,4 @@ def _message(error: Exception) -> str:
             "loader.workers, or give the job more (a container also shared memory: --shm-size); "
             "docs/troubleshooting.md says how to find out. The last checkpoint is kept"
         )
-    text = str(error)
-    if "Original Traceback" in text:
-        # A loader process hands over its whole stack as text; the last line is what went wrong.
-        text = text.strip().splitlines()[-1].removeprefix("ValueError: ")
-    return text
+    return None

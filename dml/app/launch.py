@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from dml.app.paths import quoted
 from dml.engine.stop import StopSignals
 
 _TRAIN = Path(__file__).resolve().parents[2] / "train.py"
@@ -63,7 +64,7 @@ def run_as_command(folder: Path, stop: StopSignals) -> dict[str, float]:
     added = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [sys.executable, str(_TRAIN), f"--config-name={hydra.job.config_name}"]
     command += [f"--config-dir={path}" for path in added]
-    command += [*hydra.overrides.task, f"hydra.run.dir='{folder}'", "hydra.output_subdir=null"]
+    command += [*hydra.overrides.task, f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
     # One task of Slurm: Lightning would take it for the only process.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     process = subprocess.Popen(command, env=environment)

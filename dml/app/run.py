@@ -23,6 +23,7 @@ from dml.app.checks import check_config
 from dml.app.code import code_version
 from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
 from dml.app.row import row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
@@ -60,6 +61,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
         NonFiniteLossError: the loss became NaN or infinite.
     """
+    expand_home(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
     check_config(cfg, begun=has_begun(cfg, folder))
     code = code_version(cfg)
@@ -185,6 +187,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
 
 
 def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    expand_home(cfg)
     checkpoint = read_to_evaluate(Path(str(cfg.ckpt_path)), cfg.trust is True)  # before anything it names is looked up
     check_config(cfg, Evaluation)
     trained = OmegaConf.create(checkpoint["dml_config"])

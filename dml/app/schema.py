@@ -37,6 +37,7 @@ class _Missing:
 
 MISSING = _Missing()  # in the place of a value that cannot be had
 _ALONE = Part()
+Locate = Callable[[str], Any]  # a dotted name -> what it names, or None
 
 
 def resolved(cfg: DictConfig) -> tuple[dict[str, Any], list[Problem], set[str]]:
@@ -67,13 +68,13 @@ def resolved(cfg: DictConfig) -> tuple[dict[str, Any], list[Problem], set[str]]:
     return plain(cfg, ""), problems, taken
 
 
-def problems_of(config: Mapping[str, Any], schema: type) -> list[Problem]:
-    """What is wrong with a config, a dataclass of dml.app.settings being its schema."""
-    return list(_arguments("", config, schema))
+def problems_of(config: Mapping[str, Any], schema: type, locate: Locate = pydoc.locate) -> list[Problem]:
+    """What is wrong with a config, a dataclass of dml.app.settings being its schema; `locate` finds a `_target_`."""
+    return list(_arguments("", config, schema, locate))
 
 
 def _arguments(
-    prefix: str, node: Mapping[str, Any], call: Callable[..., Any], part: Part = _ALONE
+    prefix: str, node: Mapping[str, Any], call: Callable[..., Any], locate: Locate, part: Part = _ALONE
 ) -> Iterator[Problem]:
     """The keys of a node as arguments of a call."""
     parameters, open_ended = _parameters(call)
@@ -81,35 +82,43 @@ def _arguments(
         name = f"{prefix}{key}"
         if key in part.given:
             yield Problem(name, value, f"{name} cannot be set: the program does")
-        elif key not in parameters:
-            if not open_ended:
-                known = [known for known in parameters if known not in part.given]
-                near = difflib.get_close_matches(str(key), known, n=1) or known
-                yield Problem(name, value, f"{name} is no key: there is {', '.join(near) or 'none'}")
+        elif key not in parameters and not open_ended:
+            yield Problem(name, value, no_key(name, [known for known in parameters if known not in part.given]))
         elif value is not MISSING and not (value is None and key in part.later):
-            yield from _value(name, value, part.ranges.get(key, parameters[key].annotation))
+            hint = parameters[key].annotation if key in parameters else Any
+            yield from _value(name, value, part.ranges.get(key, hint), locate)
     for key, parameter in parameters.items():
         if (parameter.default is parameter.empty or key in part.needs) and key not in node and key not in part.given:
             said = f"{prefix}{key} is missing: it must be {describe(part.ranges.get(key, parameter.annotation))}"
             yield Problem(f"{prefix}{key}", None, said)
 
 
-def _value(name: str, value: Any, hint: Any) -> Iterator[Problem]:
+def no_key(name: str, known: Sequence[str]) -> str:
+    """That a dotted name is no key, and which there are."""
+    return f"{name} is no key: there is {near(name.rpartition('.')[2], known)}"
+
+
+def near(word: str, known: Sequence[str]) -> str:
+    """The known word that a word was meant to be; all, where none is like it."""
+    return ", ".join(difflib.get_close_matches(word, known, n=1) or known) or "none"
+
+
+def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem]:
     part = next((rule for rule in get_args(hint)[1:] if isinstance(rule, Part)), None)
     if part is not None:
-        yield from _part(name, value, part)
+        yield from _part(name, value, part, locate)
     elif is_dataclass(hint) and isinstance(value, dict):
-        yield from _arguments(f"{name}.", value, typing.cast(type, hint))
+        yield from _arguments(f"{name}.", value, typing.cast(type, hint), locate)
     elif get_origin(hint) is dict and isinstance(value, dict):
         for key, one in value.items():
-            yield from _value(f"{name}.{key}", one, get_args(hint)[1])
+            yield from _value(f"{name}.{key}", one, get_args(hint)[1], locate)
     elif not fits(value, hint):
         yield Problem(name, value, f"{name}={shown(value)} is not possible: it must be {describe(hint)}")
     elif isinstance(value, dict) and "_target_" in value:  # an argument that is a part itself
-        yield from _part(name, value, _ALONE)
+        yield from _part(name, value, _ALONE, locate)
 
 
-def _part(name: str, node: Any, part: Part) -> Iterator[Problem]:
+def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]:
     if (not node and part.optional) or (isinstance(node, dict) and node.get("_target_") is MISSING):
         return
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
@@ -117,7 +126,7 @@ def _part(name: str, node: Any, part: Part) -> Iterator[Problem]:
         return
     target = f"{name}._target_={shown(node['_target_'])}"
     try:
-        call = pydoc.locate(node["_target_"])
+        call = locate(node["_target_"])
     except pydoc.ErrorDuringImport as error:
         yield Problem(name, node, f"{target} cannot be imported: {str(error.value).partition(chr(10))[0]}")
         return
@@ -127,9 +136,9 @@ def _part(name: str, node: Any, part: Part) -> Iterator[Problem]:
     own = _parameters(part.beside)[0] if part.beside is not None else {}
     beside = {key: value for key, value in node.items() if key in own}
     if part.beside is not None:
-        yield from _arguments(f"{name}.", beside, part.beside)
+        yield from _arguments(f"{name}.", beside, part.beside, locate)
     rest = {key: value for key, value in node.items() if key not in own and key != "_target_"}
-    yield from _arguments(f"{name}.", rest, call, part)
+    yield from _arguments(f"{name}.", rest, call, locate, part)
 
 
 @functools.cache

@@ -148,8 +148,8 @@ def test_a_loss_of_ones_own_has_its_schema_from_its_constructor():
     with pytest.raises(ValueError) as caught:  # what no annotation says the constructor does
         check_config(composed("train", *own, "+loss.even=3", "sampler.samples_per_class=2"))
     assert str(caught.value).splitlines() == [
-        "loss.even=3 is not possible: it must be even",
         "sampler.samples_per_class=2 leaves anchors without a positive: Own needs at least 3",
+        "loss.even=3 is not possible: it must be even",
     ]
 
 

@@ -1,0 +1,112 @@
+"""The command line: put so that Hydra reads it as it was typed, and whatever Hydra refuses said in one line.
+
+Imports Hydra only: a mistake is told before torch is loaded.
+"""
+
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dml.app.launch import one_folder
+from dml.app.paths import readable
+from dml.app.schema import near, no_key
+from dml.app.unloaded import locate_unloaded
+from dml.printable import printable, tolerant_output
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | None = None) -> None:
+    """Run a function of hydra.main on the command line, and end with one line where that cannot be.
+
+    Args:
+        main: what hydra.main made.
+        prepare: is given the arguments first; raises ValueError where they will not do.
+    """
+    if importlib.util.find_spec("fcntl") is None:
+        sys.exit(
+            "dml runs on Linux and macOS. On Windows use WSL, which is a Linux: https://learn.microsoft.com/windows/wsl"
+        )
+    tolerant_output()
+    try:
+        overrides, flags = arranged(sys.argv[1:])
+        overrides += one_folder(overrides)
+        if prepare is not None:
+            prepare([*overrides, *flags])
+    except ValueError as error:
+        sys.exit("\n".join(map(printable, str(error).splitlines())))
+    sys.argv[1:] = [*overrides, *flags]
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        main()
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    try:
+        main()
+    except HydraException as error:
+        sys.exit(f"{said(error)}\n(HYDRA_FULL_ERROR=1 shows where it was raised)")
+
+
+def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The overrides of a command line as Hydra reads them, and its flags, which may stand anywhere.
+
+    Raises:
+        ValueError: an argument is neither.
+    """
+    known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    if unknown:
+        setting = unknown[0].lstrip("-")
+        raise ValueError(
+            f"{unknown[0]} is no option. Settings are given without dashes, as {setting.partition('=')[0]}=VALUE; "
+            "--help lists them, and the options"
+        )
+    flags = list(arguments)
+    for override in known.overrides:
+        flags.remove(override)
+        if not re.match(r"[^=]+=|~", override):
+            raise ValueError(
+                f"{override} is no setting: it must be KEY=VALUE, without blanks around the =; a VALUE with blanks or "
+                "characters of the shell stands in quotes, as 'data.root=my images'"
+            )
+    flags = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", flag) for flag in flags]
+    sweep = known.multirun or "hydra.mode=MULTIRUN" in known.overrides
+    return [readable(override, sweep=sweep) for override in known.overrides], flags
+
+
+def said(error: HydraException) -> str:
+    """An error of Hydra's in one line, which names the key and what there is; one of ours as it is."""
+    cause = error.__cause__
+    if type(error) is CompactHydraException:
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice} is no choice: there is {near(choice, error.options)}"
+    found = re.match(r"Could not override '([^']*)'", str(error))
+    if found and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        return _no_such_key(found[1], str(cause.key), cause.parent_node, str(error))
+    if twice := re.match(r"(\S+) appears more than once in the final defaults list", str(error)):
+        return f"{twice[1]} is in the config already: {twice[1]}=CHOICE, without a plus, chooses another"
+    lines = [line.strip() for line in str(error).split("\nConfig search path")[0].splitlines()]
+    text = " ".join(line for line in lines if line and "hydra.cc" not in line)
+    return text if cause is None else f"{text}: {str(cause).splitlines()[0]}"
+
+
+def _no_such_key(override: str, key: str, parent: DictConfig, error: str) -> str:
+    above = parent._get_full_key(None)
+    name = f"{above}.{key}" if above else key
+    there = [str(one) for one in parent if str(one) not in ("_target_", "hydra")]
+    target = OmegaConf.select(parent, "_target_") if above else None
+    more = inspect.signature(locate_unloaded(str(target))).parameters if target else ()
+    if key in more and name == override:
+        return f"{name} is not in the config yet: add it with a plus, {error.partition(' your config use ')[2]}"
+    groups = () if above else sorted(path.name for path in _CONF.iterdir() if path.is_dir())
+    return no_key(name, list(dict.fromkeys([*there, *groups])))

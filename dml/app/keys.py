@@ -1,0 +1,78 @@
+"""The keys of a config, their values, and what they say about each other. Needs no torch, which loads for seconds."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig
+
+from dml.app.schema import MISSING, Locate, problems_of, resolved, shown
+from dml.app.secrets import secrets_in
+from dml.app.settings import Model, Training
+from dml.app.unloaded import locate_unloaded
+from dml.printable import printable
+
+
+def check_early(cfg: DictConfig, schema: type) -> None:
+    """Refuse what can be told from the source of the parts; `check_config`, which loads them, tells the rest.
+
+    Raises:
+        ValueError: one line a problem, each naming a config key.
+    """
+    _, _, said = wrong_keys(cfg, schema, locate_unloaded)
+    if said:
+        raise ValueError("\n".join(map(printable, said)))
+
+
+def wrong_keys(cfg: DictConfig, schema: type, locate: Locate) -> tuple[dict[str, Any], set[str], list[str]]:
+    """The config as plain data, its groups that have wrong keys or values, and a line for everything that is wrong.
+
+    Args:
+        cfg: composed config.
+        schema: a dataclass of dml.app.settings.
+        locate: finds what a `_target_` names.
+    """
+    config, found, taken = resolved(cfg)
+    if schema is Model:  # of a checkpoint, which carries more
+        config = {field.name: config[field.name] for field in fields(Model) if field.name in config}
+    found += problems_of(config, schema, locate)
+    # What is taken from another key is told of once, there.
+    own = [(type(problem.value), problem.value) for problem in found if problem.key not in taken]
+    said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
+    said += secrets_in(config)
+    if issubclass(schema, Training):
+        said += _across(config, {problem.key for problem in found}, locate)
+    return config, {problem.key.split(".")[0] for problem in found}, said
+
+
+def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterator[str]:
+    """What keys say about each other, of those that are sound by themselves."""
+
+    def sound(*keys: str) -> bool:
+        return not broken & {*keys, *(key.split(".")[0] for key in keys)}
+
+    if sound("loss._target_", "sampler.samples_per_class"):
+        name, n = config["loss"]["_target_"], config["sampler"].get("samples_per_class")  # one of one's own has others
+        needed = getattr(locate(name), "min_samples_per_class", 1)
+        if n is not None and n < needed:
+            yield (
+                f"sampler.samples_per_class={n} leaves anchors without a positive: "
+                f"{name.rpartition('.')[2]} needs at least {needed}"
+            )
+    if sound("loss._target_", "loss.embedding_dim", "embedder.dim"):
+        dim, expected = config["embedder"].get("dim"), config["loss"].get("embedding_dim")
+        if None not in (dim, expected) and expected != dim:
+            yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
+    protocol = config.get("protocol", {})
+    known = sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
+    if known and {"ks", "metrics"} <= config["evaluator"].keys():  # what one of one's own measures it alone knows
+        ks, names = config["evaluator"]["ks"], config["evaluator"]["metrics"]
+        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
+        if protocol["validate"] and protocol["monitor"] not in measured:
+            yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
+    if sound("protocol.validate", "protocol.watch_test") and protocol["validate"] and protocol["watch_test"]:
+        yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
+    if sound("data.fold", "data.folds") and config["data"].get("fold") is not None:
+        fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
+        if fold > last:
+            yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"

@@ -1,0 +1,84 @@
+"""The command line: flags anywhere, and every refusal one line that says what would be right."""
+
+import importlib.util
+import sys
+
+import hydra
+import pytest
+
+from dml.app.command import arranged, run_command
+from tests.app.conftest import ROOT
+
+
+def main(*arguments, name="train"):
+    """The composed config of a command, or what it is refused with."""
+    seen = []
+    found = hydra.main(config_path=str(ROOT / "conf"), config_name=name, version_base="1.3")(seen.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        patch.setenv("HYDRA_FULL_ERROR", "0")
+        run_command(found)
+    return seen
+
+
+def refused(*arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(*arguments)
+    return str(caught.value).removesuffix("\n(HYDRA_FULL_ERROR=1 shows where it was raised)")
+
+
+@pytest.mark.parametrize(
+    "line", ["-m seed=0 a.root=ü", "seed=0 -m a.root=ü", "seed=0 a.root=ü --multirun", "--multirun seed=0 a.root=ü"]
+)
+def test_flags_stand_anywhere(line):
+    overrides, flags = arranged(line.split())
+    assert overrides == ["seed=0", "a.root='ü'"] and flags in (["-m"], ["--multirun"])
+
+
+def test_flags_keep_their_values(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/x")
+    overrides, flags = arranged(["--cfg", "job", "seed=1", "--config-dir=~/conf", "-p", "loss"])
+    assert (overrides, flags) == (["seed=1"], ["--cfg", "job", "--config-dir=/home/x/conf", "-p", "loss"])
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("seed =1", "seed is no setting: it must be KEY=VALUE"),
+        ("seed= 1", "1 is no setting: it must be KEY=VALUE"),
+        ("=1", "=1 is no setting"),
+        ("--seed=1", "--seed=1 is no option. Settings are given without dashes, as seed=VALUE"),
+        ("--lr 0.1", "--lr is no option"),
+        ("evaluator.ks=1,2", "evaluator.ks=1,2 has several values: a list is evaluator.ks=[1,2]"),
+        ("loss.alhpa=2", "loss.alhpa is no key: there is alpha"),
+        ("los.alpha=2", "los is no key: there is loss"),
+        ("metod=nra", "metod is no key: there is method"),
+        ("data.root=x", "data.root is no key: there is"),  # data=digits has none
+        ("optimizer.lr.x=1", "optimizer.lr.x is no key: there is none"),
+        ("loss=tripelt", "loss=tripelt is no choice: there is triplet"),
+        ("experiment=digit", "experiment=digit is no choice: there is digits"),
+        ("hydra/launcher=worker -m", "hydra/launcher=worker is no choice: there is workers"),
+        ("+experiment=digits", "experiment is in the config already"),
+        (
+            "trainer.gradient_clip_val=1",
+            "trainer.gradient_clip_val is not in the config yet: add it with a plus, +trainer",
+        ),
+        ("+loss.alpha=2", "Could not append to config"),
+        ("--config-dir=/no/where", "Additional config directory '/no/where' not found"),
+    ],
+)
+def test_one_line_says_what_would_be_right(line, said):
+    message = refused(*line.split())
+    assert message.startswith(said) and "\n" not in message and "hydra.cc" not in message
+
+
+def test_paths_as_typed(tmp_path):
+    folder = tmp_path / "Über {Größe} l'été=1, (2)"
+    (cfg,) = main("data=folder", f"data.root={folder}", f"hydra.run.dir={folder}")
+    assert cfg.data.root == str(folder) and folder.is_dir()
+
+
+def test_where_locks_are_missing_the_systems_are_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    with pytest.raises(SystemExit, match=r"^dml runs on Linux and macOS\. On Windows use WSL"):
+        main("seed=1")
