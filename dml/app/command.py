@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
+from hydra._internal import utils
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -49,7 +49,7 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         main()
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    utils.run_and_report = lambda func: func()  # Hydra hands its errors on instead of printing them
     try:
         main()
     except HydraException as error:
@@ -62,7 +62,7 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: an argument is neither.
     """
-    known, unknown = get_args_parser().parse_known_intermixed_args(arguments)
+    known, unknown = utils.get_args_parser().parse_known_intermixed_args(arguments)
     if unknown:
         setting = unknown[0].lstrip("-")
         raise ValueError(

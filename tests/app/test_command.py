@@ -5,6 +5,7 @@ import sys
 
 import hydra
 import pytest
+from hydra._internal import utils
 
 from dml.app.command import arranged, run_command
 from tests.app.conftest import ROOT
@@ -16,7 +17,8 @@ def main(*arguments, name="train"):
     found = hydra.main(config_path=str(ROOT / "conf"), config_name=name, version_base="1.3")(seen.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", *arguments])
-        patch.setenv("HYDRA_FULL_ERROR", "0")
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        patch.setattr(utils, "run_and_report", utils.run_and_report)  # put back at the end
         run_command(found)
     return seen
 
