@@ -27,7 +27,7 @@ def load(
     train_root: str | None = None,
     test_root: str | None = None,
     class_depth: Depth | None = None,
-    min_images: Annotated[int, Ge(1)] = 1,
+    min_images: Annotated[int, Ge(1)] | None = None,
 ) -> Source:
     """Read a tree of images and split it by class: no test class is a training class, or the source says so.
 
@@ -52,6 +52,7 @@ def load(
             of the class. None: a class is the folder that holds the images, where that is beyond doubt
             (`dml.data.layout.classes_of` says when).
         min_images: classes with fewer are left out, and counted in `passed_over`; a query class counts its gallery.
+            None: all classes are kept.
 
     Raises:
         ValueError: a folder is missing or holds no class, a tree can be read in more than one way, the sides share
@@ -102,7 +103,7 @@ def load_to_test(
     root: str | None = None,
     test_root: str | None = None,
     class_depth: Depth | None = None,
-    min_images: Annotated[int, Ge(1)] = 1,
+    min_images: Annotated[int, Ge(1)] | None = None,
 ) -> Source:
     """Read a tree of images of which nothing trains: all its classes are tested.
 
@@ -140,7 +141,7 @@ def read_tree(root: str | Path, key: str, class_depth: int | None = None) -> Rec
         ValueError: the folder does not exist, holds no image, has a class folder without one, or can be read in more
             than one way.
     """
-    return _records([read_folders(root, key)], class_depth, 1, Counter())[0]
+    return _records([read_folders(root, key)], class_depth, None, Counter())[0]
 
 
 def _sides(tree: Tree) -> list[Tree] | None:
@@ -182,7 +183,7 @@ def _sides(tree: Tree) -> list[Tree] | None:
 
 
 def _of_sides(
-    name: str, trees: Sequence[Tree], depth: int | None, min_images: int, passed_over: Counter[str]
+    name: str, trees: Sequence[Tree], depth: int | None, min_images: int | None, passed_over: Counter[str]
 ) -> Source:
     """The source of a training side, a test side and perhaps a gallery."""
     if not trees[0].folders:
@@ -214,18 +215,20 @@ def _of_sides(
     )
 
 
-def _records(trees: Sequence[Tree], depth: int | None, min_images: int, passed_over: Counter[str]) -> list[Records]:
+def _records(
+    trees: Sequence[Tree], depth: int | None, min_images: int | None, passed_over: Counter[str]
+) -> list[Records]:
     """The classes of each tree; of several (queries and gallery) by the same labels and names."""
     found = [classes_of(tree, depth) for tree in trees]
     counts: Counter[tuple[str, ...]] = Counter()
     for classes in found:
         counts.update({parts: len(images) for parts, images in classes.items()})
-    small = [parts for parts, count in counts.items() if count < min_images]
+    small = [parts for parts, count in counts.items() if count < (min_images or 1)]
     if small:
         kind = f"data.min_images={min_images}"
         passed_over[f"classes of fewer images than {kind}"] += len(small)
         passed_over[f"images in these classes ({kind})"] += sum(counts[parts] for parts in small)
-    names = sorted((parts for parts in counts if counts[parts] >= min_images), key=by_name)
+    names = sorted((parts for parts in counts if counts[parts] >= (min_images or 1)), key=by_name)
     if not names:
         raise ValueError(
             f"data.min_images={min_images} leaves no class of {trees[0].key}={trees[0].root}: the largest of its "
