@@ -25,6 +25,7 @@ from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 from dml.engine.stop import StopSignals
+from dml.words import counted
 
 # Keys of the data group that say how its training part is split and read; the others go to the
 # source's own function.
@@ -160,8 +161,8 @@ def _without_broken(
     if len(broken) > most:
         first = "; ".join(f"{image}: {reason}" for image, reason in list(broken.items())[:3])
         raise ValueError(
-            f"{len(broken)} images cannot be decoded, more than data.max_bad={most}. Mend or remove them, or set "
-            f"data.max_bad={len(broken)} to leave them out. The first: {first}"
+            f"{counted(len(broken), 'image')} cannot be decoded, more than data.max_bad={most}. Mend or remove "
+            f"them, or set data.max_bad={len(broken)} to leave them out. The first: {first}"
         )
     return (*leave_out(source, validation, broken), broken) if broken else (source, validation, broken)
 

@@ -22,6 +22,7 @@ from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
 from dml.printable import printable
+from dml.words import counted
 
 
 def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = False) -> None:
@@ -112,12 +113,16 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     if None not in (k, n) and k * n > images:
         problems.append(
             f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
-            f"training set of {images}"
+            f"training set of {counted(images, 'image')}"
         )
     if k is not None and k > classes:
-        problems.append(f"sampler.classes_per_batch={k} is more than the {classes} training classes{held_out}")
+        problems.append(
+            f"sampler.classes_per_batch={k} is more than the {counted(classes, 'training class')}{held_out}"
+        )
     if cfg.loss.get("num_classes") is not None and cfg.loss.num_classes < classes:
-        problems.append(f"loss.num_classes={cfg.loss.num_classes} is less than the {classes} training classes")
+        problems.append(
+            f"loss.num_classes={cfg.loss.num_classes} is less than the {counted(classes, 'training class')}"
+        )
     if classes < 2:
         problems.append("data: the training part has one class, so no anchor has a negative")
     if len(np.unique(source.train.labels)) == images:

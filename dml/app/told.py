@@ -39,7 +39,7 @@ def describe(records: Records) -> str:
 def _said(records: Records) -> Iterator[str]:
     sizes = records.sizes
     smallest, largest = sizes["smallest_class"], sizes["largest_class"]
-    yield f"{counted(sizes['images'], 'image')} of {counted(sizes['classes'], 'class', 'classes')}"
+    yield f"{counted(sizes['images'], 'image')} of {counted(sizes['classes'], 'class')}"
     yield f"{smallest:,} in the smallest and {largest:,} in the largest"
     yield "in memory" if isinstance(records.images, np.ndarray) else f"from {_common_folder(records)}"
     if records.left_out:

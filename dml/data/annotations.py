@@ -11,6 +11,7 @@ import numpy as np
 from annotated_types import Ge
 
 from dml.data.dataset import Records, Source
+from dml.words import counted
 
 Count = Annotated[int, Ge(1)]
 
@@ -79,7 +80,8 @@ def check_images(images: Sequence[Path], listed_in: str, get: str) -> None:
     """
     if repeated := [image for image, times in Counter(images).items() if times > 1]:
         raise ValueError(
-            f"data.root: {listed_in} lists {len(repeated)} images more than once (the first: {repeated[0]}). {get}"
+            f"data.root: {listed_in} lists {counted(len(repeated), 'image')} more than once (the first: "
+            f"{repeated[0]}). {get}"
         )
     names: dict[Path, set[str]] = {}
     missing = []
@@ -91,8 +93,9 @@ def check_images(images: Sequence[Path], listed_in: str, get: str) -> None:
             missing.append(image)
     if missing:
         raise ValueError(
-            f"data.root: {listed_in} and the image folder disagree: {len(missing)} of {len(images)} listed images "
-            f"are not there (the first: {missing[0]}). {get}"
+            f"data.root: {listed_in} and the image folder disagree: {len(missing)} of "
+            f"{counted(len(images), 'listed image')} {'is' if len(missing) == 1 else 'are'} not there "
+            f"(the first: {missing[0]}). {get}"
         )
 
 

@@ -15,6 +15,7 @@ from dml.data.cache import COLUMNS, alone, as_it_is, fingerprint
 from dml.data.dataset import Records, Source
 from dml.data.decode import Decode, load_image
 from dml.whole_file import write_whole
+from dml.words import counted
 
 
 def leave_out(source: Source, validation: Records | None, broken: Mapping[Path, str]) -> tuple[Source, Records | None]:
@@ -108,7 +109,7 @@ class _Reasons(Dataset[str]):
 
 
 def _try_all(images: Sequence[Path], white: float | None, workers: int, progress: bool) -> dict[Path, str]:
-    print(f"Checking {len(images):,} images once, as data.on_error=skip needs it", flush=True)
+    print(f"Checking {counted(len(images), 'image')} once, as data.on_error=skip needs it", flush=True)
     # As for the cache: processes, and a generator of its own.
     loader = DataLoader(
         _Reasons(images, white), batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator()

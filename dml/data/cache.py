@@ -23,6 +23,7 @@ from dml.data import decode as decoding
 from dml.data.dataset import ImageDataset
 from dml.data.decode import Box, Decode
 from dml.whole_file import whole_file
+from dml.words import counted
 
 Entry = tuple[Path, Box | None]  # an image, and what it is cut to
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -154,10 +155,10 @@ def _build(file: Path, entries: Sequence[Entry], decode: Decode, key: str, worke
     some = range(0, len(entries), -(-len(entries) // 64))
     expected = int(len(entries) * sum(images[i].nbytes for i in some) / len(some))
     size = "" if decode.resize is not None else " at full size, as transform.train_crop=random_resized needs them"
-    print(f"Caching {len(entries):,} images{size}, about {expected / 1e9:.2f} GB: {file}", flush=True)
+    print(f"Caching {counted(len(entries), 'image')}{size}, about {expected / 1e9:.2f} GB: {file}", flush=True)
     if (free := shutil.disk_usage(file.parent).free) < 1.05 * expected:
         raise ValueError(
-            f"{key} has not the room: the {len(entries):,} images take about {expected / 1e9:.2f} GB, "
+            f"{key} has not the room: {counted(len(entries), 'image')} of about {expected / 1e9:.2f} GB, "
             f"{free / 1e9:.2f} GB are free{_more_room(file)}"
         )
     # Processes, as threads wait for each other; a generator of its own, as the run's must not notice whether it builds.

@@ -10,6 +10,7 @@ import numpy as np
 from dml.data.annotations import Count, check_counts, check_images, find_root, listed, read_rows, split_classes
 from dml.data.dataset import Records, Source
 from dml.data.folder import read_tree
+from dml.words import counted
 
 GET = (
     "Get CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 "
@@ -54,8 +55,8 @@ def _read_lists(folder: Path) -> Records:
     for file, other in (("image_class_labels.txt", classes), ("bounding_boxes.txt", boxes)):
         if other is not None and (different := sorted(paths.keys() ^ other.keys())):
             raise ValueError(
-                f"data.root: images.txt and {file} in {folder} disagree on {len(different)} images (the first: "
-                f"image {different[0]} is only in {'images.txt' if different[0] in paths else file}). {GET}"
+                f"data.root: images.txt and {file} in {folder} disagree on {counted(len(different), 'image')} "
+                f"(the first: image {different[0]} is only in {'images.txt' if different[0] in paths else file}). {GET}"
             )
     names: dict[int, str] = {}
     for image, (path,) in paths.items():
@@ -96,6 +97,7 @@ def _by_id(path: Path, *types: Callable[[str], Any]) -> dict[int, tuple[Any, ...
     rows = read_rows(path, (int, *types), GET)
     if repeated := [number for number, times in Counter(row[0] for row in rows).items() if times > 1]:
         raise ValueError(
-            f"data.root: {path} lists {len(repeated)} images more than once (the first: image {repeated[0]}). {GET}"
+            f"data.root: {path} lists {counted(len(repeated), 'image')} more than once (the first: image "
+            f"{repeated[0]}). {GET}"
         )
     return {row[0]: row[1:] for row in rows}

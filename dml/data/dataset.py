@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from dml.data.decode import Box, Decode
 from dml.data.splits import TWO_CLASSES, WHOLE, can_train, check_folds, enough, part_of_each_class, shuffled
+from dml.words import counted
 
 
 @dataclass(frozen=True)
@@ -249,7 +250,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1))
             if len(empty):
                 raise ValueError(
-                    f"transform.crop_to_box=true is not possible: {len(empty)} boxes hold no pixel "
+                    f"transform.crop_to_box=true is not possible: no pixel in {counted(len(empty), 'box')} "
                     f"(the first: {records.boxes[empty[0]].tolist()} of {records.images[empty[0]]})"
                 )
         self.records = records

@@ -4,6 +4,7 @@ import numpy as np
 
 from dml.data.annotations import Count, check_counts, check_images, find_root, listed, read_lines, read_rows
 from dml.data.dataset import Records, Source
+from dml.words import counted
 
 GET = (
     "Get img.zip and list_eval_partition.txt of the In-shop Clothes Retrieval Benchmark from "
@@ -36,7 +37,9 @@ def load(*, root: str, train_classes: Count | None = 3997, test_classes: Count |
     rows = read_rows(file, (listed, str, str), GET, skip=2)
     announced = "".join(read_lines(file, GET)[:1]).strip()
     if announced != str(len(rows)):
-        raise ValueError(f"data.root: {file} has {len(rows)} images, but its first line says '{announced}'. {GET}")
+        raise ValueError(
+            f"data.root: {file} has {counted(len(rows), 'image')}, but its first line says '{announced}'. {GET}"
+        )
     if unknown := sorted({row[2] for row in rows} - {"train", "query", "gallery"}):
         raise ValueError(f"data.root: {file} has the status {unknown[0]}, expected train, query or gallery. {GET}")
     base = folder / "Img" if (folder / "Img" / "img").is_dir() else folder

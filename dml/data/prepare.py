@@ -11,6 +11,7 @@ from dml.data import cars196, cub200, inshop, mnist, omniglot, sop
 from dml.data.dataset import Source
 from dml.data.download import OpenUrl, fetch, open_https, unpack
 from dml.printable import tolerant_output
+from dml.words import counted
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str], open_url: OpenUrl = open_https) -> int:
         print(f"{name} is not ready: {error}", file=sys.stderr)
         return 1
     parts = {"training": source.train, "test": source.test, "gallery": source.gallery}
-    counts = [f"{len(part):,} {key} images" for key, part in parts.items() if part is not None]
+    counts = [counted(len(part), f"{key} image") for key, part in parts.items() if part is not None]
     classes = f"{source.train.num_classes:,} training and {source.test.num_classes:,} test classes"
     print(f"{name} is ready in {root}: {', '.join(counts)}; {classes}")
     return 0

@@ -6,6 +6,7 @@ import numpy as np
 
 from dml.data.annotations import Count, check_counts, check_images, find_root, listed, read_rows
 from dml.data.dataset import Records, Source
+from dml.words import counted
 
 GET = (
     "Get Stanford_Online_Products.zip (2.9 GB) from https://cvgl.stanford.edu/projects/lifted_struct/ and unpack it "
@@ -29,7 +30,7 @@ def load(*, root: str, train_classes: Count | None = 11318, test_classes: Count 
     source = Source("sop", _read(folder, "Ebay_train.txt"), _read(folder, "Ebay_test.txt"))
     if common := sorted(set(source.train.images) & set(source.test.images)):
         raise ValueError(
-            f"data.root: Ebay_train.txt and Ebay_test.txt both list {len(common)} images "
+            f"data.root: Ebay_train.txt and Ebay_test.txt both list {counted(len(common), 'image')} "
             f"(the first: {common[0]}). {GET}"
         )
     return check_counts(

@@ -9,6 +9,8 @@ import numpy as np
 from annotated_types import Ge
 from torch.utils.data import Sampler
 
+from dml.words import counted
+
 
 class GroupSampler(Sampler[list[int]]):
     """Batch sampler of `classes_per_batch` (k) classes with `samples_per_class` (n) images each.
@@ -65,18 +67,19 @@ class GroupSampler(Sampler[list[int]]):
         self.position = 0
         # Images of each class, in ascending order: [C] arrays.
         self._members = np.split(np.argsort(inverse, kind="stable"), np.cumsum(sizes)[:-1])
-        what = f"{classes_per_batch} classes x {samples_per_class} images"
+        what = f"{counted(classes_per_batch, 'class')} x {counted(samples_per_class, 'image')}"
         for key, value in (("classes_per_batch", classes_per_batch), ("samples_per_class", samples_per_class)):
             if value < 1:
                 raise ValueError(f"sampler.{key}={value} is not possible: it must be at least 1")
         if self.batch_size > len(labels):
             raise ValueError(
-                f"a batch of {what} is larger than the training set of {len(labels)} images: "
+                f"a batch of {what} is larger than the training set of {counted(len(labels), 'image')}: "
                 "lower sampler.classes_per_batch or sampler.samples_per_class"
             )
         if classes_per_batch > len(classes):
             raise ValueError(
-                f"sampler.classes_per_batch={classes_per_batch} is more than the {len(classes)} training classes"
+                f"sampler.classes_per_batch={classes_per_batch} is more than the "
+                f"{counted(len(classes), 'training class')}"
             )
         if np.minimum(sizes, samples_per_class).sum() < self.batch_size:
             raise ValueError(

@@ -163,7 +163,7 @@ def test_a_broken_image_is_named_and_nothing_stays(records, tmp_path, workers):
 
 def test_a_disk_too_small_is_told_before_it_starts(records, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(ValueError, match=r"data\.cache_dir=.* has not the room: the 16 images take about 0\.00 GB"):
+    with pytest.raises(ValueError, match=r"data\.cache_dir=.* has not the room: 16 images of about 0\.00 GB"):
         build(datasets(TRANSFORMS, records), tmp_path / "cache")
 
 

@@ -176,8 +176,8 @@ def test_image_listed_twice(tmp_path):
     write_mat(tmp_path / "pair" / "devkit" / "cars_test_annos_withlabels.mat", "fname",
               [(n, f"0000{min(n, 3)}.jpg", n) for n in range(1, 5)])  # fmt: skip
     for name, said in (
-        ("single", "cars_annos.mat lists 1 images more than once .*car_ims.000002.jpg"),
-        ("pair", "cars_test_annos_withlabels.mat lists 1 images more than once .*cars_test.00003.jpg"),
+        ("single", "cars_annos.mat lists 1 image more than once .*car_ims.000002.jpg"),
+        ("pair", "cars_test_annos_withlabels.mat lists 1 image more than once .*cars_test.00003.jpg"),
     ):
         with pytest.raises(ValueError, match=said):
             load(root=str(tmp_path / name), **COUNTS)

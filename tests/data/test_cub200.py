@@ -199,8 +199,8 @@ def test_labels_that_are_not_the_folders(root):
         ),
         ("bounding_boxes.txt", "12 3.0 2.0 6.0 5.0\n", "12 3.0\n", "line 12 of .*'12 3.0', expected int float float"),
         ("image_class_labels.txt", "1 1\n", "1 one\n", "line 1 of .*'1 one', expected int int"),
-        ("image_class_labels.txt", "12 4\n", "12 4\n7 3\n", r"_labels.txt lists 1 images more than once .*: image 7\)"),
-        ("images.txt", "_0001_2.jpg", "_0000_1.jpg", r"images.txt lists 1 images more than once .*_0000_1.jpg\)"),
+        ("image_class_labels.txt", "12 4\n", "12 4\n7 3\n", r"_labels.txt lists 1 image more than once .*: image 7\)"),
+        ("images.txt", "_0001_2.jpg", "_0000_1.jpg", r"images.txt lists 1 image more than once .*_0000_1.jpg\)"),
     ],
 )
 def test_broken_annotations(root, name, old, new, message):

@@ -120,7 +120,7 @@ def test_empty_list(root):
 @pytest.mark.parametrize("status", ["train", "gallery"])
 def test_image_listed_twice(root, status):
     write_list(root / "Eval", [*ROWS, (ROWS[2][0], "id_00000001", status)])
-    with pytest.raises(ValueError, match=r"list_eval_partition.txt lists 1 images more .*id_00000001/01_1_front.jpg\)"):
+    with pytest.raises(ValueError, match=r"list_eval_partition.txt lists 1 image more .*id_00000001/01_1_front.jpg\)"):
         load(root=str(root), **COUNTS)
 
 

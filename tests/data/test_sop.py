@@ -96,9 +96,9 @@ def test_class_on_both_sides(folder):
     ("name", "rows", "said"),
     [
         ("Ebay_train.txt", [*TRAIN, "9 2 2 chair_final/112_0.JPG"], r"Ebay_train.txt lists 1 .*112_0.JPG\)"),
-        ("Ebay_test.txt", [*TEST[1:], TEST[1]], r"Ebay_test.txt lists 1 images more than once .*114_0.JPG\)"),
+        ("Ebay_test.txt", [*TEST[1:], TEST[1]], r"Ebay_test.txt lists 1 image more than once .*114_0.JPG\)"),
         ("Ebay_test.txt", [*TEST[1:], "4 3 1 bicycle_final/111_0.JPG"],
-         r"Ebay_train.txt and Ebay_test.txt both list 1 images .*111_0.JPG\)"),
+         r"Ebay_train.txt and Ebay_test.txt both list 1 image .*111_0.JPG\)"),
     ],
 )  # fmt: skip
 def test_image_listed_twice(folder, name, rows, said):
