@@ -1,21 +1,22 @@
 """Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY]`.
 
-Writes table.md, table.csv and table.tex; figure3.png where alpha was swept; figure4.png of two-dimensional embeddings.
+Writes table.md, table.csv and table.tex; figure3 where NRA's alpha was swept; figure4 of two-dimensional embeddings
+(each as PNG, PDF and SVG).
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from dml.printable import tolerant_output
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
-from dml.report.runs import Group, Run, group_runs, read_runs, unfinished
+from dml.report.runs import Group, Run, group_runs, read_runs, swept_alphas, unfinished
 from dml.report.tables import as_csv, latex, layout, markdown, table2
-
-ALPHA = "loss.alpha"
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print and write what the runs have to show; a mistake is one line on standard error."""
+    tolerant_output()
     parser = argparse.ArgumentParser(
         prog="python -m dml.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -26,9 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
     out = chosen.out or chosen.folders[0]
     try:
         runs = read_runs(chosen.folders)
-        swept = len({run.settings[ALPHA] for run in runs if ALPHA in run.settings}) > 1
-        by = list(dict.fromkeys([*chosen.by, *([ALPHA] if swept else [])]))
-        groups = group_runs(runs, by)
+        swept = swept_alphas(runs)
+        groups = group_runs(runs, chosen.by, swept)
     except ValueError as error:
         sys.exit(str(error))
     table = layout(groups)
@@ -41,25 +41,24 @@ def main(arguments: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     files = {"table.md": text + "\n", "table.csv": as_csv(groups), "table.tex": latex(table) + "\n"}
     for name, content in files.items():
-        (out / name).write_text(content)
+        (out / name).write_text(content, encoding="utf-8")
     pictures = []
     if swept:
-        others = [key for key in chosen.by if key != ALPHA]
-        pictures.append(draw_alpha_sweep(_by_alpha(groups, others), out / "figure3.png"))
+        pictures.append(draw_alpha_sweep(_by_alpha(groups, chosen.by, swept), out / "figure3.png"))
     if all(
         group.dimension == 2 and (runs[0].folder / "test_embeddings.npz").is_file() for group, runs in groups.items()
     ):
         pictures.append(draw_side_by_side(_panels(groups), out / "figure4.png"))
-    print(f"\nFiles in {out}:", *files, *(picture.name for picture in pictures))
+    print(f"\nFiles in {out}:", *files, *(picture.name for drawn in pictures for picture in drawn))
 
 
-def _by_alpha(groups: dict[Group, list[Run]], by: list[str]) -> dict[str, dict[float, list[Run]]]:
+def _by_alpha(groups: dict[Group, list[Run]], by: list[str], swept: set[str]) -> dict[str, dict[float, list[Run]]]:
     panels: dict[str, dict[float, list[Run]]] = {}
     for group, runs in groups.items():
-        if ALPHA in runs[0].settings:
-            title = f"{runs[0].label(by)}: {group.data}, {group.dimension} dimensions"
-            panels.setdefault(title, {})[float(runs[0].settings[ALPHA])] = runs
-    return panels
+        if (key := runs[0].alpha_key) in swept and key:
+            title = f"{runs[0].label(one for one in by if one != key)}: {group.data}, {group.dimension} dimensions"
+            panels.setdefault(title, {})[float(runs[0].settings[key])] = runs
+    return {title: alphas for title, alphas in panels.items() if len(alphas) > 1}
 
 
 def _panels(groups: dict[Group, list[Run]]) -> list[tuple[str, Path, float | None]]:

@@ -55,18 +55,21 @@ def draw_embedding(folder: Path, mean_average_precision: float | None) -> Path:
     return _save(figure, folder / "embedding.png")
 
 
-def draw_side_by_side(panels: Sequence[tuple[str, Path, float | None]], path: Path) -> Path:
+def draw_side_by_side(panels: Sequence[tuple[str, Path, float | None]], path: Path) -> list[Path]:
     """Draw the embeddings of several runs beside each other (Fig. 4 of the paper).
 
     Args:
         panels: (title, run folder, mAP if measured) of each run.
-        path: of the picture.
+        path: of the picture as PNG; PDF and SVG lie beside it.
+
+    Returns:
+        The three.
     """
     figure, axes = _figure(len(panels))
     for ax, (title, folder, score) in zip(axes, panels, strict=True):
         _scatter(ax, folder)
         ax.set_title(_title(title) if score is None else f"{_title(title)}\nmAP {score:.3f}", parse_math=False)
-    return _save(figure, path)
+    return _save_all(figure, path)
 
 
 def _short(name: str) -> str:
@@ -76,7 +79,7 @@ def _short(name: str) -> str:
 
 
 def _title(text: str) -> str:
-    return textwrap.fill(printable(text), 60)
+    return textwrap.fill(printable(text), 44)
 
 
 def transfer(r: np.ndarray, alpha: float) -> np.ndarray:
@@ -84,12 +87,17 @@ def transfer(r: np.ndarray, alpha: float) -> np.ndarray:
     return np.where(r < 0.5, 0.5 * (2 * r) ** alpha, 1 - 0.5 * (2 - 2 * r) ** alpha)
 
 
-def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: Path) -> Path:
+def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: Path) -> list[Path]:
     """Draw Fig. 3 of the paper: transfer function, its loss component, and Recall@K over alpha with 95 % intervals.
+
+    Each run is a dot beside the mean. No axis leaves 0 to 100 %, where an interval of few runs may.
 
     Args:
         sweeps: title -> alpha -> runs that are averaged; a panel each.
-        path: of the picture.
+        path: of the picture as PNG; PDF and SVG lie beside it.
+
+    Returns:
+        The three.
     """
     figure, axes = _figure(2 + len(sweeps))
     ranks = np.linspace(0, 1, 401)
@@ -108,14 +116,19 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
         for name in (name for name in runs[0].metrics if name.startswith("test/recall@")):
             if any(name not in run.metrics for run in runs):
                 continue
-            values = [mean_and_interval([100 * run.metrics[name] for run in sweep[alpha]]) for alpha in alphas]
-            means, halves = zip(*values, strict=True)
-            ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name.removeprefix("test/"))
+            values = [[100 * run.metrics[name] for run in sweep[alpha]] for alpha in alphas]
+            means, halves = zip(*map(mean_and_interval, values), strict=True)
+            name = name.removeprefix("test/")
+            bars = ax.errorbar(alphas, means, np.nan_to_num(halves), marker="o", capsize=3, label=name)
+            beside = np.repeat(alphas, [*map(len, values)]) + 0.02 * (alphas[-1] - alphas[0])
+            ax.plot(beside, np.concatenate(values), ".", color=bars.lines[0].get_color(), alpha=0.5)
+        ax.set_ylim(*np.clip(ax.get_ylim(), 0, 100))
+        ax.plot([], [], ".", color="gray", alpha=0.5, label="one run")
         ax.axvline(best, color="gray", linestyle=":", label="the paper's choice")
         ax.set(xlabel=r"$\alpha$", ylabel="Recall@K [%]")
         ax.set_title(_title(title), parse_math=False)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)  # beneath: no corner is free of lines
-    return _save(figure, path)
+    return _save_all(figure, path)
 
 
 def _figure(panels: int) -> tuple[Any, Any]:
@@ -130,3 +143,14 @@ def _figure(panels: int) -> tuple[Any, Any]:
 def _save(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=120)
     return path
+
+
+def _save_all(figure: Any, path: Path) -> list[Path]:
+    """As pixels, and for papers as shapes."""
+    import matplotlib
+
+    # Publishers refuse fonts of Type 3; the same runs give the same file.
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.hashsalt": path.stem}):
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None}, dpi=300)
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, dpi=300)
+    return [_save(figure, path), path.with_suffix(".pdf"), path.with_suffix(".svg")]

@@ -2,16 +2,21 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dml.printable import printable
+
+NRA = "dml.losses.nra.NRALoss"
 # What may differ between runs that are averaged: the seed, what follows from it, the version of the code (said
 # beneath the table: most changes of the code change no result), and what older rows do not have.
 _FREE = frozenset({"seed", "evaluated_step", "code", "class_disjoint", "leak", "notes"})
 # What follows from the fold, when that differs.
 _FOLD = frozenset({"split.fold", "train_images", "train_classes", "loss.num_classes"})
+# What rows of before lack: it is compared where both have it.
+_LATER = frozenset({"split._target_"})
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,38 @@ class Run:
         """The row by dotted key, as loss.alpha."""
         return _flat(self.row)
 
-    def label(self, by: Iterable[str] = ()) -> str:
-        """The method's name with the values of the row's keys `by`, where it has them."""
+    @property
+    def alpha_key(self) -> str | None:
+        """The key of NRA's alpha: loss.alpha, loss.loss.alpha of one that is wrapped; None: there is no NRA."""
+        return _alpha_key("loss", self.row.get("loss"))
+
+    def label(self, by: Iterable[str] = (), swept: Container[str | None] = ()) -> str:
+        """The method's name with the values of the row's keys `by`, where it has them, and of its alpha if `swept`."""
         settings = self.settings
-        shown = {key: settings[key] for key in by if key in settings}
+        keys = [*by, *([key] if (key := self.alpha_key) in swept and key else [])]
+        shown = {key: settings[key] for key in keys if key in settings}
         # 4 and 4.0 are one value: a config file has one, a command line the other.
         text = {key: f"{value:g}" if isinstance(value, float) else str(value) for key, value in shown.items()}
-        return self.row["method"] + "".join(f", {key}={value}" for key, value in text.items())
+        return printable(self.row["method"] + "".join(f", {key}={value}" for key, value in text.items()))
+
+
+def _alpha_key(key: str, loss: Any) -> str | None:
+    if not isinstance(loss, dict):
+        return None
+    if loss.get("_target_") == NRA:
+        return f"{key}.alpha" if "alpha" in loss else None
+    found = (_alpha_key(f"{key}.{name}", inner) for name, inner in loss.items())
+    return next((inner for inner in found if inner), None)
+
+
+def swept_alphas(runs: Sequence[Run]) -> set[str]:
+    """The keys of NRA's alpha by which runs of one method, data set and dimension differ."""
+    values: dict[Any, set[float]] = {}
+    for run in runs:
+        if (key := run.alpha_key) is not None:
+            same = key, run.row["method"], run.row["data"], run.row["dimension"]
+            values.setdefault(same, set()).add(float(run.settings[key]))
+    return {key for (key, *_), alphas in values.items() if len(alphas) > 1}
 
 
 class Group(NamedTuple):
@@ -81,8 +111,11 @@ def _by_number(file: Path) -> list[tuple[int, str]]:
     return [(int(part) if part.isdigit() else -1, part) for part in file.parts]
 
 
-def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[Run]]:
-    """Runs of one method, data set, dimension and value of each key in `by` (such as loss.mining), as they come.
+def group_runs(
+    runs: Sequence[Run], by: Sequence[str] = (), swept: Container[str | None] = ()
+) -> dict[Group, list[Run]]:
+    """Runs of one method, data set, dimension and value of each key in `by` (such as loss.mining), as they come; of
+    each value of NRA's alpha too, if its key is `swept`.
 
     A run that repeats the seed and fold of another in its group is left out: it is no further sample. Where training
     may stop early, the number of steps may differ.
@@ -100,7 +133,7 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> dict[Group, list[
             raise ValueError(f"--by {key} is no key of these runs; there is {', '.join(near)}")
     groups: dict[Group, list[Run]] = {}
     for run in runs:
-        members = groups.setdefault(Group(run.label(by), run.row["data"], run.row["dimension"]), [])
+        members = groups.setdefault(Group(run.label(by, swept), printable(run.row["data"]), run.row["dimension"]), [])
         if members:
             _refuse_other_settings(members[0], run)
         same = next((other for other in members if _sample(other) == _sample(run)), None)
@@ -119,6 +152,7 @@ def _refuse_other_settings(first: Run, other: Run) -> None:
     free |= {"steps"} if a.get("protocol.patience") is not None else frozenset()
     # The sizes of the parts follow from data and split.
     keys = {key for key in a.keys() | b.keys() if not key.startswith("parts.")} - free
+    free |= {key for key in _LATER if key not in a or key not in b}
     differing = sorted(key for key in keys if a.get(key) != b.get(key))
     if differing:
         raise ValueError(

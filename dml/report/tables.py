@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dml.report.paper import marks, published, read
+from dml.report.paper import is_official, marks, published, read
 from dml.report.runs import Group, Run
 
 Groups = Mapping[Group, Sequence[Run]]
@@ -66,12 +66,15 @@ class Layout:
         columns: names of the metrics, and what is averaged last.
         lines: one list of cells each, the first naming the method.
         notes: what stands beneath.
+        best: (line, column, which of those between slashes) of the highest of our values in a column, all of them if
+            they are equal as printed. One value alone is no best, and of runs that watched the test classes none is.
     """
 
     spans: list[tuple[str, int]]
     columns: list[str]
     lines: list[list[str]]
     notes: list[str]
+    best: frozenset[tuple[int, int, int]] = frozenset()
 
 
 def layout(groups: Groups) -> Layout:
@@ -85,6 +88,7 @@ def layout(groups: Groups) -> Layout:
     if len(data) > 1:
         metrics = {d: [name for name in names if "recall" in name] or names for d, names in metrics.items()}
     lines: list[list[str]] = []
+    ours: dict[int, list[list[Cell | None]]] = {}  # line -> its cells
     notes: dict[str, str] = {}
     for label in dict.fromkeys(group.label for group in groups):
         symbols: dict[str, str] = {}
@@ -104,6 +108,8 @@ def layout(groups: Groups) -> Layout:
                 [name, *(" / ".join(NONE if c is None else text(c) for c in column) for column in cells), last]
             )
 
+        if "†" not in symbols:
+            ours[len(lines)] = cells
         line(label + (f" {''.join(symbols)}" if symbols else ""), lambda c: c.ours, seeds)
         if any(c is not None and c.paper is not None for column in cells for c in column):
             line("paper", lambda c: c.theirs, "")
@@ -113,7 +119,17 @@ def layout(groups: Groups) -> Layout:
         columns=[*(name.removeprefix("test/") for d in data for name in metrics[d]), "runs"],
         lines=lines,
         notes=[f"{symbol} {reason}" for symbol, reason in notes.items()] + _versions(groups),
+        best=frozenset(_best(ours)),
     )
+
+
+def _best(ours: Mapping[int, Sequence[Sequence[Cell | None]]]) -> Iterator[tuple[int, int, int]]:
+    places = {(j, k) for cells in ours.values() for j, column in enumerate(cells) for k in range(len(column))}
+    for j, k in places:
+        found = {i: cells[j][k] for i, cells in ours.items()}
+        means = {i: round(c.mean, 1) for i, c in found.items() if c is not None and not math.isnan(c.mean)}
+        if len(means) > 1:
+            yield from ((i, j + 1, k) for i, mean in means.items() if mean == max(means.values()))
 
 
 def _metrics(runs: Sequence[Run]) -> list[str]:
@@ -138,24 +154,35 @@ def markdown(table: Layout) -> str:
     if len(table.spans) > 1:  # Markdown has one line of headings
         names = [title.partition(",")[0] for title, width in table.spans for _ in range(width)]
         head[1:-1] = [f"{name} {column}" for name, column in zip(names, table.columns[:-1], strict=True)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    lines += ["| " + " | ".join(cells) + " |" for cells in table.lines]
+    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, table.lines)]
     caption = f"{'; '.join(title for title, _ in table.spans)}; in percent:"
     return "\n".join([caption, "", *lines, *(["", *(f"- {note}" for note in table.notes)] if table.notes else [])])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 _LATEX = {
     **{c: f"\\{c}" for c in "_%&#$"},
     **{"±": r"$\pm$", "†": r"$^\dagger$", "‡": r"$^\ddagger$", "⊞": r"$^\boxplus$", "□": r"$^\Box$"},
     **{"§": r"$^\S$", "¶": r"$^\P$", "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\~{}", "^": r"\^{}"},
+    **{c: f"${c}$" for c in "<>|"},
 }
 
 
 def latex(table: Layout) -> str:
-    """The table in LaTeX; needs the packages booktabs and amssymb."""
+    """The table in LaTeX, the best of ours in bold; needs the packages booktabs and amssymb."""
 
     def tex(text: str) -> str:
         return "".join(_LATEX.get(c, c) for c in text)
+
+    def cells_of(i: int, cells: list[str]) -> Iterator[str]:
+        for j, text in enumerate(cells):
+            parts = text.split(" / ") if j else [text]
+            yield " / ".join(
+                rf"\textbf{{{tex(part)}}}" if (i, j, k) in table.best else tex(part) for k, part in enumerate(parts)
+            )
 
     start, rules = 2, []
     for _, width in table.spans:
@@ -170,7 +197,7 @@ def latex(table: Layout) -> str:
         "".join(rules),
         " & ".join(["Method", *map(tex, table.columns)]) + r" \\",
         r"\midrule",
-        *(" & ".join(map(tex, cells)) + r" \\" for cells in table.lines),
+        *(" & ".join(cells_of(i, cells)) + r" \\" for i, cells in enumerate(table.lines)),
         r"\bottomrule",
         r"\end{tabular}",
         *(f"% {note}" for note in table.notes),
@@ -201,7 +228,7 @@ def table2(groups: Groups) -> str | None:
     table = read("table2")
     ours: dict[tuple[str, int, str], dict[str, str]] = {}
     for group, runs in groups.items():
-        if group.data in table["data"] and (c := cell(runs, "test/recall@1")) is not None:
+        if group.data in table["data"] and is_official(runs[0]) and (c := cell(runs, "test/recall@1")) is not None:
             name = (group.label + "".join(marks(runs[0])), group.dimension, runs[0].row["backbone"])
             ours.setdefault(name, {})[group.data] = c.ours
     if not ours:

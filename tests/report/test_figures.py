@@ -25,7 +25,8 @@ def test_embedding_shows_a_colour_a_class(write_run):
 
 def test_side_by_side_is_as_wide_as_its_panels(tmp_path, write_run):
     panels = [("nra", write_run("a"), 0.9), ("lifted", write_run("b", seed=1), 0.8)]
-    path = draw_side_by_side(panels, tmp_path / "both.png")
+    path, pdf, svg = draw_side_by_side(panels, tmp_path / "both.png")
+    assert pdf.read_bytes().startswith(b"%PDF") and b"<svg" in svg.read_bytes()
     one = Image.open(draw_embedding(panels[0][1], None))
     assert Image.open(path).size == (2 * one.size[0], one.size[1])
 
@@ -48,12 +49,19 @@ def test_a_sweep_of_alpha_has_two_panels_of_formulas_and_one_a_data_set(tmp_path
         return original(self, x, y, yerr, **kwargs)
 
     monkeypatch.setattr(Axes, "errorbar", errorbar)
+    limits, set_ylim = [], Axes.set_ylim
+    monkeypatch.setattr(Axes, "set_ylim", lambda *given, **k: limits.append(given[1:]) or set_ylim(*given, **k))
+    (tmp_path / "again").mkdir()
     runs = {
-        alpha: [Run(tmp_path, {"test/recall@1": r + d, "test/map": 0}, {}) for d in (0, 0.02)]
+        alpha: [Run(tmp_path, {"test/recall@1": r + d, "test/map": 0}, {}) for d in (0, 0.2)]
         for alpha, r in ((4.0, 0.7), (1.0, 0.5), (2.0, 0.6))
     }
-    path = draw_alpha_sweep({"nra: digits, 2 dimensions": runs}, tmp_path / "figure3.png")
+    title = "nra: $5 and $10, 2 dimensions"
+    path, _, svg = draw_alpha_sweep({title: runs}, tmp_path / "figure3.png")
     assert Image.open(path).size[0] >= 1500
-    ((alphas, means, halves, label),) = drawn
+    again = draw_alpha_sweep({title: runs}, tmp_path / "again" / "figure3.png")[2]
+    assert again.read_bytes() == svg.read_bytes()
+    (alphas, means, halves, label), _ = drawn
     assert alphas == [1.0, 2.0, 4.0] and label == "recall@1"
-    assert means == pytest.approx([51, 61, 71]) and halves == pytest.approx([12.706204736] * 3)
+    assert limits.count((0, 100)) == 2  # where an interval is from -67 to 187
+    assert means == pytest.approx([60, 70, 80]) and halves == pytest.approx([127.06204736] * 3)

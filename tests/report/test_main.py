@@ -1,4 +1,6 @@
 import csv
+import io
+import sys
 
 import pytest
 
@@ -11,7 +13,7 @@ def test_prints_the_table_and_writes_all(tmp_path, write_run, capsys):
     main([str(tmp_path)])
     assert "| nra | 45.0 | 90.0 | 1 |" in capsys.readouterr().out
     assert "| lifted | 45.0 | 90.0 | 1 |" in (tmp_path / "table.md").read_text()
-    assert "lifted & 45.0 & 90.0 & 1" in (tmp_path / "table.tex").read_text()
+    assert r"lifted & \textbf{45.0} & \textbf{90.0} & 1" in (tmp_path / "table.tex").read_text()
     assert len(list(csv.DictReader((tmp_path / "table.csv").open()))) == 4
     assert (tmp_path / "figure4.png").stat().st_size > 5000
     assert not (tmp_path / "figure3.png").exists()
@@ -21,11 +23,47 @@ def test_a_sweep_of_alpha_is_told_apart_and_drawn(tmp_path, write_run, capsys):
     for alpha in (1, 4):
         write_run(str(alpha), loss={"alpha": alpha}, dimension=64)
     write_run("other", "triplet", dimension=64)
+    for seed, alpha in enumerate((1, 4)):  # of another loss: nobody's transfer function
+        write_run(f"own{alpha}", "own.nra.Loss", dimension=64, seed=seed, loss={"_target_": "own.nra.Loss", "alpha": 2})
     main([str(tmp_path), "--out", str(tmp_path / "report")])
     out = capsys.readouterr().out
     assert "| nra, loss.alpha=1 |" in out and "| nra, loss.alpha=4 |" in out and "| triplet |" in out
-    assert (tmp_path / "report" / "figure3.png").stat().st_size > 5000
-    assert not (tmp_path / "report" / "figure4.png").exists()
+    assert "| own.nra.Loss |" in out
+    drawn = {path.name for path in (tmp_path / "report").glob("figure*")}
+    assert drawn == {"figure3.png", "figure3.pdf", "figure3.svg"} <= set(out.split())
+
+
+def test_the_alpha_of_a_wrapped_nra_is_swept_by_its_own_key_and_no_other_is(tmp_path, write_run, capsys):
+    for alpha in (1, 4):
+        inner = {"_target_": "dml.losses.nra.NRALoss", "alpha": alpha}
+        write_run(str(alpha), "memory(nra)", dimension=64, loss={"_target_": "dml.losses.memory.M", "loss": inner})
+    write_run("plain", dimension=64, loss={"alpha": 4})
+    main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "| memory(nra), loss.loss.alpha=4 |" in out and "| nra |" in out
+    assert (tmp_path / "figure3.svg").is_file()
+
+
+def test_other_losses_that_differ_in_an_alpha_are_neither_averaged_nor_drawn(tmp_path, write_run):
+    for alpha in (1, 2):
+        write_run(str(alpha), "own.Loss", seed=alpha, dimension=64, loss={"_target_": "own.Loss", "alpha": alpha})
+    with pytest.raises(SystemExit, match=r"differ in loss\.alpha"):
+        main([str(tmp_path)])
+    main([str(tmp_path), "--by", "loss.alpha"])
+    assert not list(tmp_path.glob("figure3*"))
+
+
+def test_any_name_has_a_table(tmp_path, write_run, monkeypatch):
+    name = "m\udcfcll|$5 to $10\nb"
+    write_run("a", data=name)
+    write_run("b", "lifted", data="digits")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    main([str(tmp_path)])
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert r"| m\udcfcll\|$5 to $10\nb recall@1 |" in text
+    assert r"m\textbackslash{}udcfcll$|$\$5" in (tmp_path / "table.tex").read_text(encoding="utf-8")
+    assert "udcfcll" in (tmp_path / "table.csv").read_text(encoding="utf-8")
 
 
 def test_repeated_seeds_are_said(tmp_path, write_run, capsys):

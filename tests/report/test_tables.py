@@ -124,6 +124,33 @@ def test_what_is_not_comparable_is_marked(grouped, settings, symbol, reason):
     assert marks == {"npair": symbol, "lifted": ""}
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "nra", "loss": {"_target_": "dml.losses.nra.Other", "alpha": 4.0}},
+        {"method": "nra", "loss": {"_target_": "own.nra.NRALoss", "alpha": 4.0}},  # as rows of before name it
+        {"method": "npair", "split": {"_target_": "dml.data.folder.load"}},
+    ],
+)
+def test_a_loss_or_a_folder_of_the_same_name_does_not_stand_beside_the_papers(grouped, settings):
+    grouped.write("a", metrics=recalls(0.5), **PAPERS, data="cub200", **settings)
+    assert len(layout(grouped()).lines) == 1
+    grouped.write("b", "npair", metrics=recalls(0.5), **{**PAPERS, "dimension": 512}, data="cub200")
+    assert [line[0] for line in layout(grouped()).lines][-2:] == ["paper", "difference"]
+
+
+def test_the_best_of_each_column_is_bold_in_latex(grouped):
+    both = {"dimension": 64, "data": "birds"}
+    grouped.write("a", "nra", metrics=recalls(0.5001, 0.8, 0.9), **both)
+    grouped.write("b", "lifted", metrics=recalls(0.4999, 0.7), **both)
+    grouped.write("c", "npair", metrics=recalls(0.9, 0.9), **both, leaked=True)
+    grouped.write("d", "lifted", metrics=recalls(0.9, 0.9), **{**both, "dimension": 512})
+    lines = {line.split(" & ")[0]: line for line in latex(layout(grouped())).splitlines()}
+    assert lines["nra"].startswith(r"nra & \textbf{50.0} / - & \textbf{80.0} / - & 90.0 / - & ")
+    assert lines["lifted"].startswith(r"lifted & \textbf{50.0} / 90.0 & 70.0 / 90.0 & - / - & ")
+    assert all("textbf" not in line for name, line in lines.items() if name not in ("nra", "lifted"))
+
+
 def test_where_the_paper_has_no_numbers_only_a_leak_is_marked(grouped):
     grouped.write("a", backbone="convnet4", weights="random")
     assert layout(grouped()).notes == []
