@@ -63,10 +63,10 @@ def test_broken_images_are_listed_by_their_names_on_disk_a_line_each(odd):
 
 def test_a_picture_that_fails_is_told_and_the_result_stands(tmp_path, monkeypatch, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr("dml.app.run.draw_embedding", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patch.setattr("dml.app.pictures.draw_embedding", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
         run = train(tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"] == run.metrics
-    (record,) = [record for record in caplog.records if record.name == "dml.app.run"]
+    (record,) = [record for record in caplog.records if record.name == "dml.app.pictures"]
     assert "embedding.png was not drawn" in record.message and "disk full" in record.message
     assert not (tmp_path / "embedding.png").exists() and (tmp_path / "test_embeddings.npz").exists()
 
