@@ -38,7 +38,7 @@ def resolved(group, choice, *overrides):
 def test_every_group_is_tested_here():
     assert {path.name for path in CONF.iterdir() if path.is_dir()} == {
         *("loss", "sampler", "evaluator", "backbone", "embedder", "optimizer", "scheduler", "transform", "protocol"),
-        *("logger", "data", "loader", "trainer", "model", "method", "experiment", "hydra"),
+        *("logger", "callbacks", "data", "loader", "trainer", "model", "method", "experiment", "hydra"),
     }
 
 

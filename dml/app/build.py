@@ -1,5 +1,6 @@
 """Config -> objects. Data first; it fills in what the rest depends on."""
 
+import logging
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checks import check_data, check_tested
+from dml.app.keys import takes_steps
 from dml.app.make import make
 from dml.app.settings import LATER, Splitting
 from dml.app.told import tell
@@ -24,8 +27,11 @@ from dml.engine.checkpoint_io import WholeCheckpoints
 from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
+from dml.engine.schedule import steps_of_run
 from dml.engine.stop import StopSignals
 from dml.words import counted
+
+_log = logging.getLogger(__name__)
 
 # Keys of the data group that say how its training part is split and read; the others go to the
 # source's own function.
@@ -60,11 +66,33 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
 
 
 def fill_in(cfg: DictConfig, source: Source) -> None:
-    """Put into the loss's config what only data and embedder know; what the user set stays."""
+    """Put into the configs of loss and schedule what only data and embedder know; what the user set stays."""
     with open_dict(cfg):
         for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.get("dim")), strict=True):
             if key in cfg.loss and cfg.loss[key] is None:
                 cfg.loss[key] = value
+        for key in takes_steps(cfg):
+            cfg.scheduler[key] = _steps(cfg, source)
+
+
+def _steps(cfg: DictConfig, source: Source) -> int | None:
+    """Those that the run makes, if nothing ends it early."""
+    sampler = make({**cfg.sampler, "_partial_": True})(labels=source.train.labels, seed=cfg.seed, rank=0, world_size=1)
+    batches, limit = len(sampler), cfg.trainer.get("limit_train_batches")
+    if limit is not None:  # as Lightning counts
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = steps_of_run(
+        batches,
+        max_steps=cfg.trainer.max_steps,
+        max_epochs=cfg.trainer.get("max_epochs"),
+        accumulated=cfg.trainer.get("accumulate_grad_batches", 1),
+    )
+    if cfg.trainer.get("max_time") is not None:
+        rank_zero_only(_log.warning)(
+            f"trainer.max_time={cfg.trainer.max_time} may end the run before the {steps} steps of the schedule, which "
+            "cannot know how many there will be: the learning rate would stop halfway"
+        )
+    return steps
 
 
 def read_parts(cfg: DictConfig) -> tuple[Source, Records | None]:
@@ -80,8 +108,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     """Build data and model.
 
     Args:
-        cfg: composed config that `check_config` has passed; num_classes and embedding_dim of the loss are filled in,
-            the only change made to it.
+        cfg: composed config that `check_config` has passed; num_classes and embedding_dim of the loss and the steps of
+            the schedule are filled in, the only change made to it.
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
         resumed: weights come from a checkpoint.
@@ -96,8 +124,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     if for_evaluation:
         check_tested(cfg, source)
     else:
-        fill_in(cfg, source)
         check_data(cfg, source, validation)
+        fill_in(cfg, source)
     transforms = make(cfg.transform)
     watched = source.test if cfg.protocol.watch_test else validation
 
@@ -136,6 +164,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         optimizer=make({**cfg.optimizer, "_partial_": True}),
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},
+        monitor=cfg.protocol.monitor,
         watch_test=cfg.protocol.watch_test,
         **({} if for_evaluation else make(cfg.engine)),
     )
@@ -214,6 +243,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     """
     callbacks: list[pl.Callback] = [BlankImages()]
     if stop is not None:
+        callbacks += [make(node) for node in cfg.callbacks.values()]  # first, so that last.ckpt holds their state
         callbacks += make_callbacks(
             folder=str(folder / "checkpoints"),
             monitor=cfg.protocol.monitor if cfg.protocol.validate else None,
@@ -223,10 +253,12 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
         )
     if cfg.progress_bar:
         callbacks.append(StepProgressBar())
+    every = cfg.trainer.get("check_val_every_n_epoch")
+    if every is None and isinstance(cfg.trainer.val_check_interval, float):  # a share of every epoch
+        every = 1
     return make(
         cfg.trainer,
-        # A run shorter than the interval is validated at its end: best.ckpt is always there.
-        val_check_interval=min(cfg.trainer.val_check_interval, cfg.trainer.max_steps),
+        check_val_every_n_epoch=every,
         logger=False,
         callbacks=callbacks,
         plugins=_plugins(),

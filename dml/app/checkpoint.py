@@ -12,7 +12,7 @@ from dml.app.trust import distrust
 # What `evaluate.py` takes from the checkpoint unless told otherwise.
 GROUPS = ("data", "transform", "evaluator", "loader")
 # What it has from elsewhere, and never takes from there.
-_UNUSED = ("trainer", "logger", "progress_bar")
+_UNUSED = ("trainer", "logger", "callbacks", "progress_bar")
 
 
 def read_checkpoint(path: Path, key: str) -> dict[str, Any]:

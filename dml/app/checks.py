@@ -7,11 +7,14 @@ while torch is not loaded.
 import inspect
 import pydoc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.loggers import WandbLogger
 
 from dml.app.keys import wrong_keys
@@ -55,14 +58,18 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
         elif group in ("optimizer", "scheduler"):
             given = {"params": weights} if group == "optimizer" else {"optimizer": optimizer}
         try:
-            with torch.device("meta"):  # sizes take no memory
+            with nullcontext() if group == "optimizer" else torch.device("meta"):  # where sizes take no memory
                 part = make({**config[group], "_partial_": True})(**given)
-            optimizer = part if group == "optimizer" else optimizer
+            if group == "optimizer":
+                optimizer = part
+                yield from _stepped(optimizer, config[group])
         except Exception as error:
             if not (isinstance(error, ValueError) or config[group]["_target_"].startswith("torch.")):
                 raise  # a bug of the part, not a mistake of who uses it
             said = _first_line(error)
             yield said if said.startswith(f"{group}.") else f"{group}: {said}"
+    if "callbacks" not in broken:
+        yield from _callbacks(config["callbacks"])
     if "logger" not in broken and config["logger"]:
         yield from _wandb(config["logger"])
     if "backbone" not in broken and pydoc.locate(config["backbone"]["_target_"]) is create_backbone:
@@ -72,6 +79,39 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             check_backbone(backbone["name"], named.get("pretrained", False), named.get("checkpoint_path"))
         except ValueError as error:
             yield _first_line(error)
+
+
+def _callbacks(config: dict[str, Any]) -> Iterator[str]:
+    """Of the user's callbacks, which are no callbacks of the Lightning that we use, or refuse their arguments."""
+    for name, node in config.items():
+        try:
+            callback = make(node)
+        except Exception as error:
+            if not (isinstance(error, ValueError) or node["_target_"].startswith("pytorch_lightning.")):
+                raise
+            yield f"callbacks.{name}: {_first_line(error)}"
+            continue
+        named = f"callbacks.{name}._target_={node['_target_']}"
+        if not isinstance(callback, pl.Callback):
+            yield f"{named} is no pytorch_lightning.Callback"
+        elif isinstance(callback, GradientAccumulationScheduler):
+            yield f"{named} makes the number of steps unknown: give +trainer.accumulate_grad_batches=N"
+
+
+def _stepped(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Iterator[str]:
+    """What an optimiser says of a step."""
+    named = f"optimizer._target_={config['_target_']} is not possible"
+    parameters = inspect.signature(type(optimizer).step).parameters
+    if "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty:
+        yield f"{named}: it computes the loss of a step several times, and here a step computes it once"
+    elif not config.get("capturable"):  # for GPUs
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            yield f"{named}: {_first_line(error)}"
 
 
 def _wandb(logger: dict[str, Any]) -> Iterator[str]:
@@ -127,6 +167,13 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
         problems.append("data: the training part has one class, so no anchor has a negative")
     if len(np.unique(source.train.labels)) == images:
         problems.append("data: no class of the training part has two images, so no anchor has a positive")
+    every, interval = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.val_check_interval
+    batches = max(1, images // max(1, k * n))
+    if every is not None and isinstance(interval, int) and interval > batches:
+        problems.append(
+            f"trainer.check_val_every_n_epoch={every} counts epochs, and within them trainer.val_check_interval="
+            f"{interval} counts steps, of which an epoch has {batches}: give trainer.val_check_interval=1.0 for its end"
+        )
     problems += _tested(cfg, source, validation)
     if problems:
         raise ValueError("\n".join(problems))

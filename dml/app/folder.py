@@ -14,16 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checkpoint import read_checkpoint
+from dml.app.keys import takes_steps
 from dml.app.settings import LATER
 from dml.data.trained_on import TrainedOn
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
-    {"resume", "trainer", "engine", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    {"resume", "trainer", "engine", "callbacks", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
     | {"data.cache", "data.cache_dir", "data.max_bad", "data.download"}
 )
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
-_SAME_RUN = _FREE - {"trainer", "engine"}
+_SAME_RUN = _FREE - {"trainer", "engine", "callbacks"}
 _FILLED_IN = frozenset(f"loss.{key}" for key in LATER)  # a checkpoint has them
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
@@ -175,8 +176,21 @@ def _newest(folder: Path) -> Path | None:
     return max(files, key=lambda file: read_checkpoint(file, "resume")["global_step"], default=None)
 
 
+def same_schedule(resumed: Path, cfg: DictConfig) -> None:
+    """Refuse to go on with a schedule of other steps, which are known once the data is loaded.
+
+    Raises:
+        ValueError: names the key.
+    """
+    now = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(now, dict)
+    before = {**now, "scheduler": read_checkpoint(resumed, "resume")["dml_config"]["scheduler"]}
+    _same_settings(before, cfg, frozenset(), f"resume={resumed}")
+
+
 def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str) -> list[str]:
     """Refuse other settings than `before`; returns what differs in where the data is alone."""
+    free |= {f"scheduler.{key}" for key in takes_steps(cfg)}  # `same_schedule`
     now = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
     found = [one for key in now for one in _differences(str(key), before.get(key), now[key], free)]

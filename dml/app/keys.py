@@ -4,13 +4,17 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
+from dml.app.another_target import leave_out
 from dml.app.schema import MISSING, Locate, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import Model, Training
 from dml.app.unloaded import locate_unloaded
 from dml.printable import printable
+
+_PLATEAU = "ReduceLROnPlateau"
 
 
 def check_early(cfg: DictConfig, schema: type) -> None:
@@ -19,6 +23,9 @@ def check_early(cfg: DictConfig, schema: type) -> None:
     Raises:
         ValueError: one line a problem, each naming a config key.
     """
+    if issubclass(schema, Training):
+        cfg = cfg.copy()
+        leave_out(cfg, HydraConfig.get().overrides.task, locate_unloaded)
     _, _, said = wrong_keys(cfg, schema, locate_unloaded)
     if said:
         raise ValueError("\n".join(map(printable, said)))
@@ -32,6 +39,18 @@ def wrong_keys(cfg: DictConfig, schema: type, locate: Locate) -> tuple[dict[str,
         schema: a dataclass of dml.app.settings.
         locate: finds what a `_target_` names.
     """
+    endless = []
+    steps = OmegaConf.select(cfg, "trainer.max_steps", throw_on_resolution_failure=False)
+    if issubclass(schema, Training) and steps == -1:
+        keys, cfg = takes_steps(cfg), cfg.copy()
+        for key in keys:
+            cfg.scheduler[key] = 1  # stands for what is not known yet
+        if cfg.trainer.get("max_epochs") in (None, -1):
+            endless = [
+                f"scheduler.{key} cannot be known without trainer.max_steps or trainer.max_epochs: "
+                f"give scheduler.{key}=N or scheduler=none"
+                for key in keys
+            ]
     config, found, taken = resolved(cfg)
     if schema is Model:  # of a checkpoint, which carries more
         config = {field.name: config[field.name] for field in fields(Model) if field.name in config}
@@ -39,7 +58,7 @@ def wrong_keys(cfg: DictConfig, schema: type, locate: Locate) -> tuple[dict[str,
     # What is taken from another key is told of once, there.
     own = [(type(problem.value), problem.value) for problem in found if problem.key not in taken]
     said = [p.said for p in found if p.key not in taken or p.value is MISSING or (type(p.value), p.value) not in own]
-    said += secrets_in(config)
+    said += [*endless, *secrets_in(config)]
     if issubclass(schema, Training):
         said += _across(config, {problem.key for problem in found}, locate)
     return config, {problem.key.split(".")[0] for problem in found}, said
@@ -72,7 +91,28 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
             yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
     if sound("protocol.validate", "protocol.watch_test") and protocol["validate"] and protocol["watch_test"]:
         yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
+    if sound("trainer.max_steps", "trainer.max_epochs", "protocol.patience", "callbacks"):
+        yield from _ends(config)
+    if sound("scheduler", "protocol.validate") and config["scheduler"].get("_target_", "").endswith(_PLATEAU):
+        if not protocol["validate"]:
+            yield f"scheduler={_PLATEAU} looks at validations, and protocol={protocol['name']} has none"
+        elif config["scheduler"].get("mode", "min") != "max":
+            yield f"scheduler.mode=max is needed: of protocol.monitor={protocol['monitor']} more is better"
     if sound("data.fold", "data.folds") and config["data"].get("fold") is not None:
         fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
         if fold > last:
             yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"
+
+
+def _ends(config: dict[str, Any]) -> Iterator[str]:
+    """Whether anything ends the run."""
+    trainer = config["trainer"]
+    other = (trainer.get("max_time"), config["protocol"]["patience"], config["callbacks"] or None)
+    if trainer["max_steps"] == -1 and trainer.get("max_epochs") in (None, -1) and other == (None, None, None):
+        yield "trainer.max_steps=-1 leaves the run without an end: give trainer.max_epochs=N or trainer.max_steps=N"
+
+
+def takes_steps(cfg: DictConfig) -> list[str]:
+    """The keys of the schedule that say ${trainer.max_steps}: how many they mean is known once the data is loaded."""
+    schedule = OmegaConf.to_container(cfg.scheduler) if isinstance(cfg.get("scheduler"), DictConfig) else None
+    return [str(k) for k, v in schedule.items() if v == "${trainer.max_steps}"] if isinstance(schedule, dict) else []

@@ -100,6 +100,7 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "protocol": config["protocol"],
         "split": {key: value for key, value in config["data"].items() if key not in _PLACE},
         "test": of_test_part(built.source),
+        "callbacks": config.get("callbacks", {}),
         # What is not plain; how memory is had changes no number.
         "engine": {k: v for k, v in config.get("engine", {}).items() if v and k != "reuse_memory"},
         "class_disjoint": built.source.class_disjoint,

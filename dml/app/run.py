@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import pydoc
 import signal
 import sys
 import warnings
@@ -17,11 +18,12 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from dml.app.another_target import leave_out
 from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer, read_parts
 from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
 from dml.app.code import code_version
-from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images
+from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
@@ -63,7 +65,10 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     """
     expand_home(cfg)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    left_out = leave_out(cfg, HydraConfig.get().overrides.task, pydoc.locate)
     check_config(cfg, begun=has_begun(cfg, folder))
+    for line in left_out:
+        rank_zero_only(log.warning)(line)
     code = code_version(cfg)
     first = not getattr(rank_zero_only, "rank", 0)
     if not first:
@@ -93,10 +98,12 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder, stop)  # first, as what Lightning refuses needs no data to be refused
     resumed, moved = resume_point(cfg, folder, code)
     built = build(cfg, resumed=resumed is not None)
+    if resumed is not None:
+        same_schedule(resumed, cfg)
+    config = OmegaConf.to_yaml(cfg, resolve=True)
     built.model.config["code"] = code  # for who resumes
     if not getattr(rank_zero_only, "rank", 0):  # which writes the checkpoints
         trained_on = TrainedOn.of(built.source, built.validation)

@@ -77,7 +77,7 @@ def _arguments(
     prefix: str, node: Mapping[str, Any], call: Callable[..., Any], locate: Locate, part: Part = _ALONE
 ) -> Iterator[Problem]:
     """The keys of a node as arguments of a call."""
-    parameters, open_ended = _parameters(call)
+    parameters, open_ended = parameters_of(call)
     for key, value in node.items():
         name = f"{prefix}{key}"
         if key in part.given:
@@ -133,7 +133,7 @@ def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]
     if not callable(call):
         yield Problem(name, node, f"{target} is no class or function that can be found")
         return
-    own = _parameters(part.beside)[0] if part.beside is not None else {}
+    own = parameters_of(part.beside)[0] if part.beside is not None else {}
     beside = {key: value for key, value in node.items() if key in own}
     if part.beside is not None:
         yield from _arguments(f"{name}.", beside, part.beside, locate)
@@ -142,7 +142,7 @@ def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]
 
 
 @functools.cache
-def _parameters(call: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+def parameters_of(call: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named parameters of a call with their types, and whether it takes others too."""
     try:
         found = inspect.signature(call).parameters.values()

@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Interval
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
+UpToOne = Annotated[float, Interval(gt=0, le=1)]
 Whole = Annotated[int, Ge(0)]
 Amount = Annotated[float, Ge(0)]
 
@@ -94,10 +95,13 @@ _TRAINER = {
     "accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
     "devices": Count | Literal[-1, "auto"] | list[Whole],
     "num_nodes": Count,
-    "max_steps": Count,
+    "max_steps": Count | Literal[-1],
     "max_epochs": Count | Literal[-1] | None,
-    "val_check_interval": Count,  # of steps
+    "val_check_interval": Count | UpToOne,  # steps, or a share of an epoch
     "check_val_every_n_epoch": Count | None,
+    **dict.fromkeys(("limit_train_batches", "limit_val_batches", "limit_test_batches"), Count | UpToOne | None),
+    "overfit_batches": Literal[0],  # takes the training images for validation
+    "fast_dev_run": Literal[False],  # writes no checkpoint; trainer.max_steps=1 does the rest
     "log_every_n_steps": Count,
     "num_sanity_val_steps": Annotated[int, Ge(-1)],
     "accumulate_grad_batches": Count,
@@ -149,6 +153,7 @@ class Training(Model, Evaluated):
     """The config of train.py."""
 
     logger: Annotated[dict, Part(given=("save_dir",), optional=True)]
+    callbacks: dict[str, Annotated[dict, Part()]]
     batch: Batch
     engine: Engine
     method_name: str | None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
@@ -23,6 +23,9 @@ class LastCheckpoint(Checkpoint):
     Always between two steps, and never between a step and the validation that follows it: the state that goes on from
     there is then one that the run without a stop has been in, and no validation is left out or done by halves.
 
+    Whatever ends the run (steps, epochs, time, patience, a callback that sets `should_stop`), its last step is
+    validated, once, and then written.
+
     Args:
         path: of the file.
         minutes: between two writes.
@@ -32,6 +35,21 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: Path, minutes: float, stop: StopSignals) -> None:
         self._path, self._seconds, self._stop = path, 60 * minutes, stop
         self._written = time.monotonic()
+        self._validated: int | None = None  # the step that was validated last
+        self._ended: int | None = None  # the step that the run has ended with
+        self._stopped = False  # by `should_stop`, which Lightning forgets
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether and how the run has ended."""
+        return {"ended": self._ended, "stopped": self._stopped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know of a run that has ended."""
+        self._ended, self._stopped = state_dict["ended"], state_dict["stopped"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was stopped does not train on; one that has reached its limit does, if that is further now."""
+        trainer.should_stop |= self._stopped
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on signals wait for the end of a step."""
@@ -42,24 +60,38 @@ class LastCheckpoint(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write the state if it is time; the epoch is still open, so that more steps can follow exactly."""
-        at_end = trainer.global_step >= trainer.max_steps
+        if _ends_here(trainer):
+            # Here, and not by Lightning after this hook: from a state between the two it goes on exactly, also with
+            # more steps, at the end of an epoch and with another interval of validation.
+            self._end(trainer)
+            trainer.fit_loop.epoch_loop._skip_next_val = True
+            return
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         # Processes have to agree, and wait for each other to do so: not at every step.
-        if (at_end or trainer.world_size == 1 or trainer.global_step % every == 0) and not _validation_follows(trainer):
-            self._between_steps(trainer, write=at_end)
+        if (trainer.world_size == 1 or trainer.global_step % every == 0) and not _validation_follows(trainer):
+            self._between_steps(trainer, write=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the state with what the validation has found."""
         if not trainer.sanity_checking:
+            self._validated = trainer.global_step
             self._between_steps(trainer, write=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on a signal need not wait."""
+        """From here on a signal need not wait. What is asked to stop at the end of an epoch ends only here."""
+        if self._ended != trainer.global_step:
+            self._end(trainer)
         self._stop.between_steps = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Nor after an error, whose state may be broken and is not written."""
         self._stop.between_steps = False
+
+    def _end(self, trainer: pl.Trainer) -> None:
+        """Validate the last step, unless that is done, and write the state."""
+        self._ended, self._stopped = trainer.global_step, _is_stopped(trainer)
+        if self._validated == trainer.global_step or not _validate(trainer):  # which writes too
+            self._between_steps(trainer, write=True)
 
     def _between_steps(self, trainer: pl.Trainer, *, write: bool) -> None:
         due = time.monotonic() - self._written >= self._seconds
@@ -75,6 +107,38 @@ class LastCheckpoint(Checkpoint):
                     f"resume={self._path.parents[1]} (a sweep goes on with the same command alone)"
                 )
             raise KeyboardInterrupt
+
+
+def _ends_here(trainer: pl.Trainer) -> bool:
+    """Whether no step follows the one just made, as far as can be known before its validation."""
+    loop = trainer.fit_loop
+    at_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    current: Any = loop.epoch_progress.current
+    epochs = current.processed + loop.epoch_loop._num_ready_batches_reached()
+    at_epochs = trainer.max_epochs not in (None, -1) and epochs >= trainer.max_epochs
+    return at_steps or at_epochs or (trainer.should_stop and loop._can_stop_early)
+
+
+def _is_stopped(trainer: pl.Trainer) -> bool:
+    """Whether a callback has asked for the end; not the time limit, which is told anew when a run goes on."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    over = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
+    return trainer.should_stop and not over
+
+
+def _validate(trainer: pl.Trainer) -> bool:
+    """Validate now, in the way of Lightning's training loop; returns whether there is anything to validate."""
+    loop, logged = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
+    loop.setup_data()
+    if loop.skip:
+        return False
+    trainer.lightning_module.zero_grad()  # their memory
+    first = logged._first_loop_iter
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    logged._first_loop_iter = first
+    return True
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:
@@ -124,14 +188,11 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class Patience(EarlyStopping):
-    """Stops after so many validations without a new best, where an equal value is none; a run that had stopped so does
-    not train on.
-    """
+    """Stops after so many validations without a new best, where an equal value is none."""
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning forgets that it had stopped."""
-        if self.wait_count >= max(1, self.patience):
-            trainer.should_stop = True
+    def __init__(self, monitor: str, patience: int) -> None:
+        # At the validation, also where that ends an epoch: last.ckpt is written then.
+        super().__init__(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
 
 
 def make_callbacks(
@@ -150,6 +211,6 @@ def make_callbacks(
     if monitor is not None:
         callbacks.append(BestCheckpoint(folder, monitor))
         if patience is not None:
-            callbacks.append(Patience(monitor, mode="max", patience=patience))
+            callbacks.append(Patience(monitor, patience))
     last = LastCheckpoint(Path(folder) / "last.ckpt", minutes, stop)
     return [*callbacks, last]  # last, so that it holds what the others have just found

@@ -1,6 +1,7 @@
 """The training step: embed, gather, loss, log; and evaluation over a whole loader."""
 
 import random
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import WandbLogger
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dml.engine.allocator import keep_freed_memory, return_freed_memory
 from dml.engine.diagnostics import Diagnostics
@@ -30,7 +32,9 @@ class MetricLearner(pl.LightningModule):
             floats. own_index says where in the gallery the image of each test query is, and is the attribute of that
             name of the data module (RetrievalData takes it); without one, no query is in the gallery.
         optimizer: factory, parameters -> optimiser.
-        scheduler: factory, optimiser -> learning rate scheduler, stepped after every batch; None: constant rate.
+        scheduler: factory, optimiser -> learning rate scheduler, stepped after every step of the optimiser, or if it is
+            a ReduceLROnPlateau after every validation; None: constant rate.
+        monitor: metric of the validation (val/...) that a ReduceLROnPlateau follows.
         config: plain data that checkpoints carry, to rebuild all this.
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
             their own, so that nothing can mistake them for validation.
@@ -52,6 +56,7 @@ class MetricLearner(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], Any] | None,
         config: dict[str, Any],
+        monitor: str | None = None,
         watch_test: bool = False,
         compile: bool = False,
         micro_batch: int | None = None,
@@ -64,7 +69,7 @@ class MetricLearner(pl.LightningModule):
         # Every rank computes the loss of the same batch, so what a loss remembers is the same already.
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.config = config
+        self.config, self._monitor = config, monitor
         self.trained_on: dict[str, Any] | None = None  # what else checkpoints carry: of the images (the app sets it)
         self.watch_test = watch_test
         if compile:
@@ -77,11 +82,15 @@ class MetricLearner(pl.LightningModule):
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
     def configure_optimizers(self) -> Any:
-        """The optimiser over all weights that learn, and the scheduler by step."""
+        """The optimiser over all weights that learn, and the schedule: by step, or by validation if it needs one."""
         optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
         if self._scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._scheduler(optimizer), "interval": "step"}}
+        schedule = {"scheduler": (scheduler := self._scheduler(optimizer)), "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            # Never by Lightning, which steps it when last.ckpt is written already: `on_validation_epoch_end` does.
+            schedule |= {"monitor": self._monitor, "frequency": sys.maxsize}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def forward(self, images: Tensor) -> Tensor:
         """Images -> embeddings [B, D]; crops of one image are averaged."""
@@ -158,7 +167,10 @@ class MetricLearner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Evaluate what was collected, as val/... (or watched_test/... under protocol.watch_test)."""
-        self._evaluate("watched_test" if self.watch_test else "val")
+        _, metrics = self._evaluate("watched_test" if self.watch_test else "val")
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, ReduceLROnPlateau) and not self.trainer.sanity_checking:
+            scheduler.step(metrics[str(self._monitor)])
 
     def on_test_epoch_end(self) -> None:
         """Evaluate what was collected, as test/..."""

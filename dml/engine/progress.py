@@ -5,18 +5,26 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
 
+from dml.engine.schedule import steps_of_run
+
 
 class StepProgressBar(RichProgressBar):
-    """Lightning's rich bar, counting to trainer.max_steps: an epoch of group sampling is a few seconds."""
+    """Lightning's rich bar, counting the steps of the run: an epoch of group sampling is a few seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, Any] = {}
 
     @property
-    def total_train_batches(self) -> int:
-        """Steps of the whole run."""
-        return self.trainer.max_steps
+    def total_train_batches(self) -> int | float:
+        """Steps of the whole run; without a limit of steps or epochs nobody knows."""
+        steps = steps_of_run(
+            self.trainer.num_training_batches,
+            max_steps=self.trainer.max_steps,
+            max_epochs=self.trainer.max_epochs,
+            accumulated=self.trainer.accumulate_grad_batches,
+        )
+        return float("inf") if steps is None else steps
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Training"

@@ -8,6 +8,20 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+def steps_of_run(batches: float, *, max_steps: int, max_epochs: int | None, accumulated: int) -> int | None:
+    """Steps of the optimiser that a run makes, if nothing ends it early; None: it has no end of its own.
+
+    Args:
+        batches: of an epoch.
+        max_steps, max_epochs: as Lightning's Trainer takes them; -1 or None: no limit.
+        accumulated: batches of a step; the last step of an epoch takes those that are left.
+    """
+    limits = [max_steps] if max_steps != -1 else []
+    if max_epochs not in (None, -1):
+        limits.append(math.ceil(batches / accumulated) * max_epochs)
+    return min(limits, default=None)
+
+
 def warmup_cosine(
     optimizer: Optimizer, *, steps: Annotated[int, Ge(1)], warmup: Annotated[float, Interval(ge=0, lt=1)]
 ) -> LambdaLR:

@@ -72,4 +72,4 @@ def write_images(root: Path, classes: int, images: int) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A validated run of 12 steps whose best checkpoint is not its last."""
     folder = tmp_path_factory.mktemp("finished")
-    return train(folder, "trainer.max_steps=12", "trainer.val_check_interval=5", "seed=3")
+    return train(folder, "trainer.max_steps=12", "trainer.val_check_interval=5", "seed=0")

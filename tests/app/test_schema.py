@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from dml.app.checks import check_config
-from dml.app.schema import _parameters, describe, fits, shown
+from dml.app.schema import describe, fits, parameters_of, shown
 from tests.app.conftest import composed, train
 from tests.test_conf import CONF, choices, resolved
 
@@ -161,7 +161,7 @@ TARGETS = sorted({OmegaConf.load(file).get("_target_") for file in FILES} - {Non
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_key_of_ours_is_without_a_type(target):
     call = pydoc.locate(target)
-    parameters, _ = _parameters(call)
+    parameters, _ = parameters_of(call)
     assert parameters or not inspect.signature(call).parameters
     for name, parameter in parameters.items():
         assert parameter.annotation not in (Any, inspect.Parameter.empty), name
@@ -251,7 +251,7 @@ def test_a_range_is_what_the_constructor_takes(data):
         arguments["optimizer"] = torch.optim.SGD([nn.Parameter(torch.ones(1))], 1.0)
     if arguments.get("loss", 0) is None:
         arguments["loss"] = pydoc.locate("dml.losses.nra.NRALoss")()
-    parameters, _ = _parameters(call)
+    parameters, _ = parameters_of(call)
     if "num_classes" in parameters:
         arguments |= {"num_classes": 2, "embedding_dim": 2}
     ranged = {name: p.annotation for name, p in parameters.items()

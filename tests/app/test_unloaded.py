@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from omegaconf import OmegaConf
 
-from dml.app.schema import _parameters
+from dml.app.schema import parameters_of
 from dml.app.unloaded import locate_unloaded
 from tests.app.conftest import ROOT, composed
 
@@ -25,8 +25,8 @@ TARGETS = sorted(
 def test_as_the_real_one_or_unknown(target):
     import pydoc
 
-    real, more = _parameters(pydoc.locate(target))
-    read, open_ended = _parameters(locate_unloaded(target))
+    real, more = parameters_of(pydoc.locate(target))
+    read, open_ended = parameters_of(locate_unloaded(target))
     assert open_ended or not more
     assert open_ended or list(read) == list(real)
     for name, parameter in read.items():
@@ -38,7 +38,7 @@ def test_as_the_real_one_or_unknown(target):
 
 def test_what_cannot_be_read_takes_anything():
     for target in ("no.such.Thing", "dml.losses.nra.Nothing", "math.sqrt", "dml.engine.stop", "", "datetime.date"):
-        assert _parameters(locate_unloaded(target)) == ({}, True)
+        assert parameters_of(locate_unloaded(target)) == ({}, True)
 
 
 def test_a_mistake_is_told_before_torch_is_loaded():
