@@ -37,7 +37,7 @@ def test_best_is_the_best_validation_and_last_the_last_step(tmp_path, scores, be
 
 @pytest.mark.parametrize(("scores", "best"), [((0.5, 0.5, 0.1), 4), ((0.1, 0.5, 0.5), 6), ((0.9, 0.5, 0.9), 6)])
 def test_of_equal_values_the_later_checkpoint_wins(tmp_path, scores, best):
-    run(tmp_path, 7, *scores)
+    run(tmp_path, 7, *scores, 0.2)
     assert step_of(tmp_path / "best.ckpt") == best
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dml.engine.callbacks import make_callbacks
 from dml.engine.finite import NonFiniteLossError
+from dml.engine.stop import StopSignals
 from tests.engine.conftest import AtStep, OwnWeights, Scores, make_data, make_learner, make_trainer, records
 
 
@@ -119,3 +121,26 @@ def test_nothing_is_validated_without_validation_images(tmp_path):
     trainer = make_trainer(tmp_path, 4)
     trainer.fit(learner, make_data(validate=False))
     assert trainer.global_step == 4 and learner.evaluator.calls == []
+
+
+def test_a_plateau_lowers_the_rate_by_validations_and_goes_on_exactly(tmp_path):
+    def learner(*scores):
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        return make_learner(
+            evaluator=Scores(*scores),
+            scheduler=lambda optimizer: plateau(optimizer, mode="max", factor=0.5, patience=1),
+            monitor="val/recall@1",
+        )
+
+    def fit(folder, steps, *scores, ckpt_path=None):
+        files = make_callbacks(
+            folder=str(folder), monitor="val/recall@1", patience=None, minutes=60, stop=StopSignals()
+        )
+        trainer = make_trainer(folder, steps, *files, val_check_interval=1)
+        trainer.fit(learner(*scores), make_data(), ckpt_path=ckpt_path, weights_only=True)
+        return trainer.optimizers[0].param_groups[0]["lr"]
+
+    assert fit(tmp_path / "a", 3, 0.5, 0.4, 0.6) == 0.01
+    assert fit(tmp_path / "b", 3, 0.5, 0.4, 0.3) == 0.005  # two validations that are no better: more than patience
+    assert fit(tmp_path / "a", 4, 0.5, ckpt_path=str(tmp_path / "a" / "last.ckpt")) == 0.01
+    assert fit(tmp_path / "a", 5, 0.5, ckpt_path=str(tmp_path / "a" / "last.ckpt")) == 0.005
