@@ -23,7 +23,7 @@ def check_early(cfg: DictConfig, schema: type) -> None:
     Raises:
         ValueError: one line a problem, each naming a config key.
     """
-    if issubclass(schema, Training):
+    if issubclass(schema, Training) and HydraConfig.initialized():
         cfg = cfg.copy()
         leave_out(cfg, HydraConfig.get().overrides.task, locate_unloaded)
     _, _, said = wrong_keys(cfg, schema, locate_unloaded)
