@@ -15,6 +15,7 @@ from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, rank_blocks
 from dml.retrieval.rows import Ranks
 from dml.retrieval.search import searched_blocks
+from dml.retrieval.sides import common_unit
 from dml.retrieval.tiles import squared_distances
 
 Metric = Literal["recall", "map@r", "r_precision", "map", "mrr", "nmi"]
@@ -121,12 +122,19 @@ class Evaluator:
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
         if wanted := set(self.metrics) - {"nmi"}:
+            if unit := common_unit(*([x] if g is None else [x, g])):
+                # Equal distances of whole numbers are equal however they are added up.
+                ranked, among = x / unit, None if g is None else g / unit
+            else:
+                ranked, among = x, g
             if self.backend == "ranks":
                 only = wanted <= {"recall", "mrr"}
-                blocks = rank_blocks(x, y, g, g_labels, own, nearest_only=only, share=share, add_up=add_up)
+                blocks = rank_blocks(ranked, y, among, g_labels, own, nearest_only=only, share=share, add_up=add_up)
             else:
                 depth = None if wanted & {"map", "mrr"} else max(*self.ks, int(positives.max()))
-                blocks = searched_blocks(_numpy(x), y, None if g is None else _numpy(g), g_labels, own, depth=depth)
+                blocks = searched_blocks(
+                    _numpy(ranked), y, None if among is None else _numpy(among), g_labels, own, depth=depth
+                )
             results = self._of_ranks(blocks, positives > 0)
         if "nmi" in self.metrics:
             # One process clusters; what the others add is nothing.

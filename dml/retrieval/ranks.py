@@ -20,13 +20,14 @@ from torch import Tensor
 
 from dml.products import full_float32
 from dml.retrieval.rows import Ranks, Rows, ranks_of_merged, ranks_of_rows
-from dml.retrieval.sides import Layout, Place, Side, equal_rows
+from dml.retrieval.sides import Layout, Place, Side, equal_rows, find_clusters
 from dml.retrieval.tiles import Tile
 
 _TILE = {"cpu": 1280, "cuda": 8192}  # rows and columns; on a CPU a tile and its comparisons stay in the cache
 _WORKERS = 16  # tiles at the same time, at most; each has some buffers of its size
 _PAIRS = 2**20  # pairs of a query and a positive that are held at a time: bounds the memory whatever the classes
 _LEAST = 128  # rows of a tile at least
+_FEWER = 4  # how many times fewer rows than items there have to be to prefer that to exact products
 _EQUAL = 4  # equal rows that an item has in the mean from which they are counted as one row
 
 
@@ -105,10 +106,11 @@ def rank_blocks(
 
     @torch.inference_mode()
     def count(r: int, c: int) -> None:
-        tile = Tile(q, g, layout, rows[r].items, columns[c])
-        rows[r].count(tile)
-        if symmetric and c > r:
-            rows[c].count(tile.turned())
+        far = Tile(q, g, layout, rows[r].items, columns[c])
+        for tile in (far, *([] if far.same is None else [Tile(q, g, layout, rows[r].items, columns[c], near=True)])):
+            rows[r].count(tile)
+            if symmetric and c > r:
+                rows[c].count(tile.turned())
 
     # Tiles at the same time: much of what is done around a product is too small to be shared out by itself.
     own = functools.partial(torch.set_num_threads, torch.get_num_threads() // workers)
@@ -131,7 +133,11 @@ def _sides(
     """The layout of the gallery, the queries and the gallery; the same side twice where each is what the other is."""
     place = Place.of(queries, gallery)
     same = equal_rows(gallery)
-    many = (np.bincount(same) ** 2).sum() > (1 + _EQUAL) * len(same)
+    items = np.bincount(same)
+    many = bool((items**2).sum() > (1 + _EQUAL) * len(same))
+    if place.whole:  # which settles ties of all kinds, but looks at each item
+        many = many and bool(np.count_nonzero(items) * _FEWER <= len(same))
+        place.whole = not many
     layout = Layout(gallery_labels, same if many else None)
     g = Side(gallery, layout.rows, place)
     places = layout.place_of(query_labels)
@@ -139,6 +145,8 @@ def _sides(
     q = g if among_others and not many else Side(queries, order, place)
     own = np.full(len(queries), -1) if own_index is None else own_index
     q.search(layout, places[order], own[order])
+    if not place.whole:
+        find_clusters(q, g)
     return layout, q, g
 
 

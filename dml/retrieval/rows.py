@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dml.retrieval.sides import Layout, Side
-from dml.retrieval.tiles import Tile, compare, parts, rounding, similarities, squared_distances
+from dml.retrieval.tiles import Tile, compare, parts, rounding, same_cluster, similarities, squared_distances
 
 _MANY = 1 / 256  # share of a tile left open by float32 from which a float64 product is faster than differences
 
@@ -33,7 +33,7 @@ class Rows:
     Attributes:
         edge: [rows, e] pairs of the layout, the nearest first.
         threshold: [rows, e] their similarities, -inf where nothing is counted.
-        rounding: [rows, 1] the bound on the error of these.
+        rounding: [rows, e] the bound on the error of these.
         valid: [rows, e] which are edges at all; real: which hold a positive; tied: which are as near as the one before.
         before: [rows, e] items of other rows that are nearer than the edge (or as near, and before it by their index,
             if the rows have one item each).
@@ -48,16 +48,17 @@ class Rows:
         width = max(1, int((q.last[items] - q.first[items]).max()))
         found = [self._edges(slice(at, min(at + 128, items.stop)), width) for at in range(items.start, items.stop, 128)]
         most = max(each[0].shape[1] for each in found)
-        padded = [[*(_padded(part, most) for part in each[:-1]), each[-1]] for each in found]
+        padded = [[_padded(part, most) for part in each] for each in found]
         self.edge, self.threshold, self.valid, self.real, self.tied, self.rounding = map(
             torch.cat, zip(*padded, strict=True)
         )
+        self.threshold.masked_fill_(~self.real, -torch.inf)
         self.before = torch.zeros(self.real.shape, dtype=torch.int64, device=q.x.device)
         self.ties: list[Tensor] = []
         self.adding = Lock()  # tiles of the same rows are counted at the same time
 
     def _edges(self, rows: slice, width: int) -> tuple[Tensor, ...]:
-        """Edges, thresholds, valid, real and tied [rows, e] of some queries, and the bound [rows, 1]."""
+        """Edges, thresholds, valid, real, tied and the bound on the thresholds' error [rows, e] of some queries."""
         q, g = self.q, self.g
         first, last, own = q.first[rows, None], q.last[rows, None], q.own_pair[rows, None]
         pair = first + torch.arange(width, device=q.x.device)
@@ -75,17 +76,25 @@ class Rows:
         if not real.any():
             nothing = pair[:, :1]
             none = nothing.bool() & False
-            return nothing, nothing.double().fill_(-torch.inf), none, none, none, nothing.double().fill_(0)
+            return nothing, nothing.double(), none, none, none, nothing.double().fill_(0)
         row = self.pair_row[pair]
         columns = torch.unique(row[valid])
         if not self.layout.merged:
             columns = torch.arange(int(columns[0]), int(columns[-1]) + 1, device=columns.device)
         s = similarities(q, g, rows, columns, torch.float64)
-        s = s.gather(1, torch.searchsorted(columns, row).clamp(max=len(columns) - 1)).masked_fill_(~valid, -torch.inf)
+        at = torch.searchsorted(columns, row).clamp(max=len(columns) - 1)
+        s = s.gather(1, at)
+        bound = rounding(q, g, rows, columns, torch.float64).expand_as(s)
+        if (same := same_cluster(q, g, rows, columns)) is not None:
+            near = similarities(q, g, rows, columns, torch.float64, near=True).gather(1, at)
+            same = same.gather(1, at)
+            s = torch.where(same, near, s)
+            bound = torch.where(same, rounding(q, g, rows, columns, torch.float64, near=True), bound)
+        s = s.masked_fill_(~valid, -torch.inf)
         # A class keeps the order of its indices, so a stable sort puts the lower index first.
         s, order = s.sort(dim=1, descending=True, stable=True)
-        bound = rounding(q, g, rows, columns, torch.float64)
-        close = (s[:, :-1] - s[:, 1:] <= 2 * bound).any(dim=1).nonzero()[:, 0]
+        bound = bound.gather(1, order)
+        close = (s[:, :-1] - s[:, 1:] <= bound[:, :-1] + bound[:, 1:]).any(dim=1).nonzero()[:, 0]
         tied = torch.zeros_like(valid)
         if len(close):
             squared = torch.full((len(close), pair.shape[1]), torch.inf, dtype=torch.float64, device=q.x.device)
@@ -93,7 +102,8 @@ class Rows:
             query = (close + rows.start)[:, None].expand_as(which)
             squared[which] = self._squared(query[which], row[close][which])
             squared, exact = squared.sort(dim=1, stable=True)
-            s[close] = s[close].gather(1, order[close].argsort(dim=1)).gather(1, exact)
+            back = order[close].argsort(dim=1)
+            s[close], bound[close] = (each[close].gather(1, back).gather(1, exact) for each in (s, bound))
             order[close] = exact
             tied[close[:, None], torch.arange(1, pair.shape[1], device=s.device)] = squared[:, 1:] == squared[:, :-1]
         pair, valid, real = (each.gather(1, order) for each in (pair, valid, real))
@@ -107,15 +117,14 @@ class Rows:
             valid, real = valid & kept, real & kept & ((run == at) | torch.tensor(not self.layout.merged))
         else:
             most = pair.shape[1] if self.layout.merged else int(real.sum(dim=1).max())
-        s = s.masked_fill(~real, -torch.inf)
         # Copies, as views would keep what is cut off.
-        return *(each[:, :most].clone() for each in (pair, s, valid, real, tied)), bound
+        return tuple(each[:, :most].clone() for each in (pair, s, valid, real, tied, bound))
 
     def count(self, tile: Tile) -> None:
         """Add the items of the tile's columns that come before each edge."""
         if not self.real.any():
             return
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.float64,) if tile.q.place.whole else (torch.float32, torch.float64):
             s, slack = tile.similarities(dtype), tile.rounding(dtype) + self.rounding
             lower, upper = (self.threshold - slack).to(dtype), (self.threshold + slack).to(dtype)
             rows = torch.arange(len(s), device=s.device)
@@ -152,8 +161,7 @@ class Rows:
 
 
 def _padded(part: Tensor, width: int) -> Tensor:
-    value = -torch.inf if part.is_floating_point() else 0
-    return torch.nn.functional.pad(part, (0, width - part.shape[1]), value=value)
+    return torch.nn.functional.pad(part, (0, width - part.shape[1]))
 
 
 def ranks_of_rows(blocks: list[Rows], add_up: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, Ranks]:

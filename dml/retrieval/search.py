@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 import torch
 
-from dml.retrieval.ranks import positive_counts
+from dml.retrieval.ranks import positive_counts, positive_ranks
 from dml.retrieval.rows import Ranks
 from dml.retrieval.tiles import squared_distances
 
@@ -46,12 +46,20 @@ class Search:
     def __call__(
         self, queries: np.ndarray, k: int, own_index: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Gallery indices [Q, k], nearest first, and their distances [Q, k], float64.
+        """Gallery indices [Q, k], nearest first, and their distances [Q, k], float64; see propose."""
+        found, distances, _ = self.propose(queries, k, own_index, settle=True)
+        return found, distances
+
+    def propose(
+        self, queries: np.ndarray, k: int, own_index: np.ndarray | None = None, *, settle: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same, and the queries for which FAISS's proposals do not settle what the first k are.
 
         Args:
             queries: [Q, D].
             k: number of neighbours, at most N (N - 1 where a query is in the gallery).
             own_index: [Q] index of each query in the gallery, which is left out; -1 or None: it is not in it.
+            settle: look again until none is left.
 
         Raises:
             ValueError: k is larger than what there is to find, queries are not finite, or of another D.
@@ -84,11 +92,13 @@ class Search:
             found[rows], distances[rows] = np.take_along_axis(proposed, order, axis=1), np.sqrt(squared)
             return rows[~(squared[:, -1] < reach * self.scale**2)] if proposed.shape[1] < len(g) else rows[:0]
 
-        unsettled = []
+        unsettled = [np.empty(0, dtype=np.int64)]
         single, double = _rounding(q, g, np.float32), _rounding(q, g, np.float64)
         for rows in _blocks(np.arange(len(q)), wanted * g.shape[1]):
             squared, proposed = self.index.search(q[rows].astype(np.float32), wanted)
             unsettled.append(rank(rows, proposed, squared[:, -1].astype(np.float64) - single))
+        if not settle:
+            return found, distances, np.concatenate(unsettled)
         ties = []
         for rows in _blocks(np.concatenate(unsettled), max(len(g), wanted * g.shape[1])):
             squared = _squared(q[rows], g)
@@ -97,7 +107,7 @@ class Search:
             ties.append(rank(rows, proposed, reach - double))
         for row in np.concatenate([*ties, np.empty(0, dtype=np.int64)]):
             rank(np.array([row]), np.arange(len(g))[None], np.array([np.inf]))
-        return found, distances
+        return found, distances, np.empty(0, dtype=np.int64)
 
 
 def searched_ranks(
@@ -139,15 +149,28 @@ def searched_blocks(
     available = len(gallery) - (own is not None and bool((own >= 0).any()))
     depth = available if depth is None else min(depth, available)
     search = Search(gallery)
+    among = torch.from_numpy(np.ascontiguousarray(gallery, dtype=np.float32))
     # Where some queries are in the gallery and others are not, these may miss their last: it has rank N - 1.
     missed = len(gallery) if depth < available else depth
     for rows in _blocks(np.arange(len(queries)), depth + _SPARE):
-        neighbours, _ = search(queries[rows], depth, None if own is None else own[rows])
+        mine = None if own is None else own[rows]
+        neighbours, _, unsettled = search.propose(queries[rows], depth, mine)
         hits = gallery_labels[neighbours] == query_labels[rows, None]
         row, rank = hits.nonzero()
         first = counts[rows].cumsum() - counts[rows]
         ranks = np.full(int(counts[rows].sum()), missed)
         ranks[first[row] + (hits.cumsum(axis=1) - 1)[row, rank]] = rank
+        if len(unsettled):
+            # Equal or nearly equal distances beyond what was proposed, of collapsed embeddings all: sooner counted.
+            counted = positive_ranks(
+                torch.from_numpy(np.ascontiguousarray(queries[rows[unsettled]], dtype=np.float32)),
+                query_labels[rows[unsettled]],
+                among,
+                gallery_labels,
+                None if mine is None else mine[unsettled],
+            )
+            mask = np.repeat(np.isin(np.arange(len(rows)), unsettled), counts[rows])
+            ranks[mask] = np.where(counted.ranks < depth, counted.ranks, missed)
         yield rows, Ranks(ranks, counts[rows])
 
 

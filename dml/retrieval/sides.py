@@ -13,10 +13,13 @@ class Place:
 
     centre: Tensor  # [D] float64
     scale: float  # the largest distance from it, so that nothing overflows or vanishes in float32
+    whole: bool = False  # moved, all coordinates are whole numbers so small that float64 products are exact
 
     @classmethod
     def of(cls, queries: Tensor, gallery: Tensor) -> "Place":
-        """Around the mean of the gallery."""
+        """Around the mean of the gallery; around zero if all coordinates are multiples of a number."""
+        if unit := common_unit(queries, gallery):
+            return cls(torch.zeros(gallery.shape[1], dtype=torch.float64, device=gallery.device), unit, whole=True)
         total = sum(part.double().sum(dim=0) for part in gallery.split(1024))
         place = cls(total / len(gallery), 1.0)
         largest = max(float(place.move(part).norm(dim=1).max()) for x in (queries, gallery) for part in x.split(1024))
@@ -25,6 +28,21 @@ class Place:
     def move(self, x: Tensor) -> Tensor:
         """Embeddings [n, D] in float64, moved to the centre and brought to lengths of at most 1."""
         return (x.double() - self.centre) / self.scale
+
+
+def common_unit(*sides: Tensor) -> float | None:
+    """What all coordinates are small multiples of, as those of signs, codes and counts are; None if there is none.
+
+    Small enough that a squared distance times the number of rows, in this unit, is a whole number in float64.
+    """
+    smallest = min(float(torch.where(part == 0, torch.inf, part.abs()).min()) for x in sides for part in x.split(1024))
+    largest = max(float(part.abs().max()) for x in sides for part in x.split(1024))
+    for unit in (smallest, smallest / 2):
+        if largest and sides[0].shape[1] * (2 * largest / unit) ** 2 * (len(sides[-1]) + 1) < 2**52:
+            parts = ((part.double(), (part.double() / unit).round() * unit) for x in sides for part in x.split(1024))
+            if all(torch.equal(part, multiple) for part, multiple in parts):
+                return unit
+    return None
 
 
 def equal_rows(x: Tensor) -> np.ndarray:
@@ -99,6 +117,8 @@ class Side:
         first, last: [n] where in the layout the pairs of the item's class begin and end; 0, 0 if it is not there.
         own, own_pair, own_item: [n] the row, the pair and the index in the gallery of the item itself; -1: not there.
         moved: [n, D] float32, ordered and moved to their Place. norm: [n] float64, of the moved.
+        cluster: [n] of rows that lie so close together that products around a common centre cannot tell their distances
+            apart, -1 if it is alone; None if all are. near, near_norm: as moved and norm, around the cluster's centre.
     """
 
     def __init__(self, x: Tensor, index: np.ndarray, place: Place) -> None:
@@ -110,6 +130,16 @@ class Side:
             part = slice(at, at + 1024)
             self.moved[part] = exact = self.exact(part)
             self.norm[part] = exact.norm(dim=1)
+        self.cluster: Tensor | None = None
+
+    def gather(self, cluster: Tensor, centres: Tensor) -> None:
+        """Say which cluster [n] each row is of, and what their centres [c, D] are, as they came."""
+        self.cluster, self.centres = cluster, centres
+        self.near, self.near_norm = torch.zeros_like(self.moved), torch.zeros_like(self.norm)
+        for at in range(0, len(self), 1024):
+            part = slice(at, at + 1024)
+            self.near[part] = exact = self.exact_near(part)
+            self.near_norm[part] = exact.norm(dim=1)
 
     def search(self, layout: Layout, places: np.ndarray, own_item: np.ndarray) -> None:
         """Say what the ordered items look for: the place [n] of their class, and where [n] they are themselves."""
@@ -127,3 +157,51 @@ class Side:
     def exact(self, items: slice | Tensor) -> Tensor:
         """The moved embeddings [n, D] in float64."""
         return self.place.move(self.x[self.index[items]])
+
+    def exact_near(self, items: slice | Tensor) -> Tensor:
+        """The embeddings [n, D] in float64 around the centre of their cluster, 0 for those of none."""
+        assert self.cluster is not None
+        cluster = self.cluster[items]
+        apart = (self.x[self.index[items]].double() - self.centres[cluster].double()) / self.place.scale
+        return apart.masked_fill_((cluster < 0)[:, None], 0)
+
+
+def find_clusters(q: Side, g: Side) -> None:
+    """Find rows of the gallery that lie within a thousandth of another, where there are many, and queries beside them.
+
+    By cells of some projections; what falls into another cell by chance is only compared the slow way.
+    """
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(g.moved.shape[1], 8, generator=generator), dim=0)
+    offset = torch.rand(8, generator=generator)
+    odd = torch.randint(-(2**62), 2**62, (8,), generator=generator).mul_(2).add_(1)
+
+    def cells(side: Side) -> np.ndarray:
+        place = side.moved @ directions.to(side.moved) * 64 + offset.to(side.moved)
+        return (place.floor().long() * odd.to(place.device)).sum(dim=1).numpy(force=True)
+
+    cell = cells(g)
+    names, first, of, counts = np.unique(cell, return_index=True, return_inverse=True, return_counts=True)
+    if (counts**2).sum() <= 4 * len(cell):
+        return
+    many = np.flatnonzero(counts > 1)
+    number = np.full(len(names), -1)
+    number[many] = np.arange(len(many))
+    centres = g.x[g.index[torch.from_numpy(first[many]).to(g.x.device)]]
+
+    def members(side: Side, cluster: np.ndarray) -> Tensor:
+        own = torch.from_numpy(cluster).to(side.x.device)
+        for at in range(0, len(side), 1024):
+            part = slice(at, at + 1024)
+            apart = (side.x[side.index[part]].double() - centres[own[part]].double()).norm(dim=1)
+            own[part] = own[part].masked_fill(apart > 1e-3 * side.place.scale, -1)
+        return own
+
+    found = members(g, number[of])
+    sizes = torch.bincount(found[found >= 0], minlength=1)
+    if int((sizes**2).sum()) <= 4 * len(cell):
+        return
+    g.gather(found, centres)
+    if q is not g:
+        at = np.searchsorted(names, asked := cells(q)).clip(max=len(names) - 1)
+        q.gather(members(q, np.where(names[at] == asked, number[at], -1)), centres)

@@ -28,36 +28,64 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return terms[..., 0]
 
 
-def similarities(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-    """-|q - g|^2 / 2 of some queries and some of the gallery by a product of that precision: [rows, columns]."""
-    single = dtype == torch.float32
-    a, b = (q.moved[rows], g.moved[columns]) if single else (q.exact(rows), g.exact(columns))
-    s = matmul(a, b, (g.norm[columns].square() / -2).to(dtype))
-    s -= (q.norm[rows, None].square() / 2).to(dtype)
+def similarities(
+    q: Side, g: Side, rows: slice, columns: slice | Tensor, dtype: torch.dtype, near: bool = False
+) -> Tensor:
+    """-|q - g|^2 / 2 of some queries and some of the gallery by a product of that precision: [rows, columns].
+
+    near: around the centres of their clusters, which says something of those that are of the same.
+    Of whole numbers it is exact, and less by a part below 1 that grows with the index of the row, all times a number:
+    no two rows are equally near.
+    """
+    if q.place.whole:
+        a, b = q.exact(rows), g.exact(columns)
+        s = matmul(a, b, b.square().sum(dim=1) / -2).mul_(2).sub_(a.square().sum(dim=1)[:, None])
+        return s.mul_(len(g) + 1).sub_(g.index[columns])
+    a, b = ((side.near if near else side.moved)[part] for side, part in ((q, rows), (g, columns)))
+    if dtype == torch.float64:
+        a, b = (side.exact_near(part) if near else side.exact(part) for side, part in ((q, rows), (g, columns)))
+    of_q, of_g = (q.near_norm, g.near_norm) if near else (q.norm, g.norm)
+    s = matmul(a, b, (of_g[columns].square() / -2).to(dtype))
+    s -= (of_q[rows, None].square() / 2).to(dtype)
     return s
 
 
-def rounding(q: Side, g: Side, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+def same_cluster(q: Side, g: Side, rows: slice, columns: slice | Tensor) -> Tensor | None:
+    """Which [rows, columns] are of the same cluster; None if none are."""
+    if q.cluster is None or g.cluster is None:
+        return None
+    a, b = q.cluster[rows], g.cluster[columns]
+    if not torch.isin(a[a >= 0], b).any():
+        return None
+    return (a[:, None] == b) & (a >= 0)[:, None]
+
+
+def rounding(q: Side, g: Side, rows: slice, columns: slice | Tensor, dtype: torch.dtype, near: bool = False) -> Tensor:
     """Bound [rows, 1] on the error of those similarities, and of as large a number rounded to that precision.
 
     A sum of D products in any order is off by at most D u |q||g| (Higham 2002, section 3.1), u being half of eps; the
     rest is rounded inputs, norms and the two subtractions. Norms and exact distances are sums in float64 in either
     precision. The last term is what can vanish below float32's smallest.
     """
-    near, far = q.norm[rows, None], g.norm[columns].max()
-    dim, u, both = q.x.shape[1], torch.finfo(dtype).eps / 2, near**2 + far**2
-    product = u * ((dim + 8) * near * far + 8 * both)
+    if q.place.whole:
+        return torch.zeros((len(q.norm[rows]), 1), dtype=torch.float64, device=q.norm.device)
+    of_q, of_g = (q.near_norm, g.near_norm) if near else (q.norm, g.norm)
+    own, far = of_q[rows, None], of_g[columns].max()
+    dim, u, both = q.x.shape[1], torch.finfo(dtype).eps / 2, own**2 + far**2
+    product = u * ((dim + 8) * own * far + 8 * both)
     return product + torch.finfo(torch.float64).eps * (dim + 8) * both + 2 * dim * torch.finfo(torch.float32).tiny
 
 
 class Tile:
     """Similarities of some queries (rows) to some rows of the gallery (columns); -inf to the own class and itself.
 
-    Made once in each precision that is asked for.
+    Made once in each precision that is asked for. A tile is of the pairs that are of different clusters or, if near,
+    of the same one; -inf for the others.
     """
 
-    def __init__(self, q: Side, g: Side, layout: Layout, rows: slice, columns: slice) -> None:
-        self.q, self.g, self.layout, self.rows, self.columns = q, g, layout, rows, columns
+    def __init__(self, q: Side, g: Side, layout: Layout, rows: slice, columns: slice, near: bool = False) -> None:
+        self.q, self.g, self.layout, self.rows, self.columns, self.near = q, g, layout, rows, columns, near
+        self.same = same_cluster(q, g, rows, columns)
         self.made: dict[torch.dtype, Tensor] = {}
         self.weight: Tensor | None = None  # items of each column, if one can have several
         if layout.merged:
@@ -65,14 +93,17 @@ class Tile:
 
     def turned(self) -> "Tile":
         """The tile as its columns see it, where items are searched among each other."""
-        tile = Tile(self.g, self.q, self.layout, self.columns, self.rows)
-        tile.made = {dtype: s.T for dtype, s in self.made.items()}
+        tile = Tile(self.g, self.q, self.layout, self.columns, self.rows, self.near)
+        if not self.q.place.whole:  # those know their columns by index
+            tile.made = {dtype: s.T for dtype, s in self.made.items()}
         return tile
 
     def similarities(self, dtype: torch.dtype) -> Tensor:
         """In that precision: [rows, columns]."""
         if dtype not in self.made:
-            s = similarities(self.q, self.g, self.rows, self.columns, dtype)
+            s = similarities(self.q, self.g, self.rows, self.columns, dtype, self.near)
+            if self.same is not None:
+                s.masked_fill_(~self.same if self.near else self.same, -torch.inf)
             self._leave_out_classes(s)
             own = self.q.own[self.rows] - self.columns.start  # of another class, if its label there is another
             here = ((own >= 0) & (own < s.shape[1])).nonzero()[:, 0]
@@ -100,7 +131,7 @@ class Tile:
 
     def rounding(self, dtype: torch.dtype) -> Tensor:
         """Bound [rows, 1] on their error."""
-        return rounding(self.q, self.g, self.rows, self.columns, dtype)
+        return rounding(self.q, self.g, self.rows, self.columns, dtype, self.near)
 
 
 @dataclass(frozen=True)

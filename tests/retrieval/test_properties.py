@@ -27,6 +27,9 @@ KINDS = {
     "zeros": lambda x: 0 * x,
     "far": lambda x: x + 1000,
     "near": lambda x: 1 + 1e-6 * x,
+    "two tight": lambda x: np.sign(x[:, :1]) * (1 + 0 * x) + 1e-7 * x,
+    "tight among others": lambda x: np.where(np.arange(len(x))[:, None] % 3, x[:1] + 1e-6 * x, x),
+    "steps": lambda x: np.round(3 * x) * np.float32(0.3),
     "edge of rounding": lambda x: np.round(x) + 1e-7 * np.round(3 * x),
     "mixed scales": lambda x: x * 10.0 ** np.linspace(-20, 20, len(x))[:, None],
     "lines": lambda x: np.round(x[:, :1]) * np.arange(1, x.shape[1] + 1),
@@ -120,6 +123,7 @@ def test_any_ranks(batch, tile, way, equal, pairs, parts):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "_TILE", {"cpu": tile})
         patch.setattr(counting, "_EQUAL", equal)
+        patch.setattr(counting, "_FEWER", 1 if equal < 0 else 4)
         patch.setattr(counting, "_PAIRS", pairs)
         patch.setattr(counting, "_LEAST", 2)
         patch.setattr(tiles, "_LISTED", way[0])

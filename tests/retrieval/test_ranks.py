@@ -30,6 +30,7 @@ def ranked(request, monkeypatch):
     """Each way to the ranks: one tile, many, many all of one kind, equal rows as one or not, in blocks, and FAISS."""
     if request.param == "merged":
         monkeypatch.setattr(counting, "_EQUAL", -1)
+        monkeypatch.setattr(counting, "_FEWER", 1)
     if request.param == "apart":
         monkeypatch.setattr(counting, "_EQUAL", np.inf)
     if request.param == "blocks":
