@@ -29,6 +29,7 @@ from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 from dml.engine.schedule import steps_of_run
 from dml.engine.stop import StopSignals
+from dml.models.weights import fingerprint
 from dml.words import counted
 
 _log = logging.getLogger(__name__)
@@ -153,12 +154,13 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         reads_ahead=light,
         own_index=source.own_index,
     )
-    no_weights = {"pretrained": False, "checkpoint_path": None} if for_evaluation or resumed else {}
-    backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
+    file = cfg.embedder.get("checkpoint_path") or cfg.backbone.get("checkpoint_path")
+    if file and not (for_evaluation or resumed):  # whose config carries it from then
+        config["weights_sha256"] = fingerprint(file)
     model = MetricLearner(
-        embedder=make(cfg.embedder, backbone=backbone),
+        embedder=_embedder(cfg, from_checkpoint=for_evaluation or resumed),
         loss=make(cfg.loss),
         evaluator=make(cfg.evaluator),
         optimizer=make({**cfg.optimizer, "_partial_": True}),
@@ -169,6 +171,14 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         **({} if for_evaluation else make(cfg.engine)),
     )
     return Built(source, data, model, broken, validation)
+
+
+def _embedder(cfg: DictConfig, *, from_checkpoint: bool) -> Any:
+    """Backbone and embedder; from_checkpoint: all weights will come from there, so none are fetched or read."""
+    none, file = {"pretrained": False, "checkpoint_path": None}, cfg.embedder.get("checkpoint_path")
+    no_weights = none if from_checkpoint or file else {}  # an embedder's file holds the backbone's as well
+    backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
+    return make(cfg.embedder, backbone=backbone, **({"checkpoint_path": None} if from_checkpoint and file else {}))
 
 
 def _without_broken(

@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from dml.app.keys import wrong_keys
 from dml.app.make import make
+from dml.app.network import network_problems
 from dml.app.schema import fits, shown
 from dml.app.settings import LATER, Training
 from dml.data.dataset import Records, Source
@@ -79,6 +80,9 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             check_backbone(backbone["name"], named.get("pretrained", False), named.get("checkpoint_path"))
         except ValueError as error:
             yield _first_line(error)
+            return
+    if not {"transform", "backbone", "embedder"} & broken:
+        yield from network_problems(config)
 
 
 def _callbacks(config: dict[str, Any]) -> Iterator[str]:

@@ -82,6 +82,10 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         dim, expected = config["embedder"].get("dim"), config["loss"].get("embedding_dim")
         if None not in (dim, expected) and expected != dim:
             yield f"loss.embedding_dim={expected} is not embedder.dim={dim}"
+    if sound("backbone.checkpoint_path", "embedder.checkpoint_path"):
+        files = [config[group].get("checkpoint_path") for group in ("backbone", "embedder")]
+        if all(files):
+            yield "embedder.checkpoint_path holds a backbone too: leave out backbone.checkpoint_path"
     protocol = config.get("protocol", {})
     known = sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
     if known and {"ks", "metrics"} <= config["evaluator"].keys():  # what one of one's own measures it alone knows

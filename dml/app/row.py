@@ -53,7 +53,8 @@ def _network(config: dict[str, Any]) -> dict[str, Any]:
     network = {}
     for group, ours in _OURS.items():
         own = config[group].get("_target_") != ours
-        network[group] = {key: value for key, value in config[group].items() if own or key not in {*_NAMED, "_target_"}}
+        named = set() if own else {*_NAMED, "_target_", *(k for k, value in config[group].items() if value is None)}
+        network[group] = {key: value for key, value in config[group].items() if key not in named}
     return {group: rest for group, rest in network.items() if rest}
 
 
@@ -74,7 +75,10 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
     tested = built.model.test_embeddings
     sizes = [sampler.get("classes_per_batch"), sampler.get("samples_per_class")]
     own_backbone = backbone["_target_"] != _OURS["backbone"]
-    weights = backbone.get("checkpoint_path") or backbone.get("pretrained")
+    file = embedder.get("checkpoint_path") or backbone.get("checkpoint_path")
+    if file and "weights_sha256" in config:
+        file = f"{file} (sha256 {config['weights_sha256']})"
+    weights = file or backbone.get("pretrained")
     return {
         "method": _method(config["loss"]),
         "data": built.source.name,

@@ -25,6 +25,7 @@ from dml.app.checks import check_config
 from dml.app.code import code_version
 from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
 from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
 from dml.app.row import row_of, row_of_evaluation
@@ -115,7 +116,10 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     wandb_run = None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")
-        wandb_run = read_checkpoint(resumed, "resume").get("wandb_run")
+        before = read_checkpoint(resumed, "resume")
+        wandb_run = before.get("wandb_run")
+        if "weights_sha256" in before["dml_config"]:
+            built.model.config["weights_sha256"] = before["dml_config"]["weights_sha256"]
         rank_zero_only(_copy_best)(resumed, folder / "checkpoints")
     rank_zero_only(write_whole)(folder / "config.yaml", config.encode())
     trainer.loggers = build_loggers(cfg, folder, wandb_run)
@@ -201,6 +205,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     check_config(trained, Model)
     for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
+    check_network(trained)  # of images of the size that is wanted now
     trainer = build_trainer(trained, folder)
     told = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
     trained.data = data_to_test(OmegaConf.to_container(cfg.data, resolve=True), told)  # type: ignore[arg-type]

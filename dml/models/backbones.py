@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import _builder, build_model_with_cfg, generate_default_cfgs, register_model, set_pretrained_check_hash
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
 
 from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
 from dml.models.packaged import PACKAGED, by_order, packaged_file
+from dml.models.pooling import Pooled
 from dml.models.weights import Filter, State, check_file, fingerprint, first_line, load_weights, read_weights
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,14 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-class GoogLeNet(TorchvisionGoogLeNet):
+_LAYERS = (
+    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3"),
+    *(f"inception4{block}" for block in "abcde"),
+    *("maxpool4", "inception5a", "inception5b"),
+)
+
+
+class GoogLeNet(Pooled, TorchvisionGoogLeNet):
     """torchvision's GoogLeNet (Inception V1 with batch norm) behind timm's interface, without auxiliary heads."""
 
     fc: nn.Module
@@ -53,42 +60,25 @@ class GoogLeNet(TorchvisionGoogLeNet):
     def __init__(
         self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2
     ) -> None:
-        if in_chans != 3 or global_pool not in ("", "avg"):
-            raise ValueError(f"googlenet takes in_chans=3 and global_pool=avg, not {in_chans} and {global_pool}")
+        if in_chans != 3:
+            raise ValueError(f"googlenet takes in_chans=3, not {in_chans}")
         super().__init__(num_classes=1000, aux_logits=False, init_weights=True, dropout=drop_rate)
-        self.num_features = self.head_hidden_size = 1024
-        self.global_pool = global_pool
-        self.reset_classifier(num_classes)
-
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer, or an identity when `num_classes` is 0."""
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; 0 classes leaves pooled features."""
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        if not isinstance(self.fc, nn.Linear) or self.fc.out_features != num_classes:
-            self.fc = nn.Linear(1024, num_classes) if num_classes else nn.Identity()
+        self._set_head(1024, num_classes, global_pool)
+        self.feature_info = [
+            {"num_chs": 64, "reduction": 2, "module": "conv1"},
+            {"num_chs": 192, "reduction": 4, "module": "conv3"},
+            {"num_chs": 480, "reduction": 8, "module": "inception3b"},
+            {"num_chs": 832, "reduction": 16, "module": "inception4e"},
+            {"num_chs": 1024, "reduction": 32, "module": "inception5b"},
+        ]
+        if num_classes != 1000:  # those 1000 are there already, and random numbers were drawn for them
+            self.fc = self._classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, 3, 224, 224], normalised to [-1, 1] -> feature maps [B, 1024, 7, 7]."""
-        x = self.maxpool1(self.conv1(x))
-        x = self.maxpool2(self.conv3(self.conv2(x)))
-        x = self.maxpool3(self.inception3b(self.inception3a(x)))
-        for block in ("4a", "4b", "4c", "4d", "4e"):
-            x = getattr(self, f"inception{block}")(x)
-        return self.inception5b(self.inception5a(self.maxpool4(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Feature maps [B, 1024, h, w] -> pooled features [B, 1024], or logits."""
-        if self.global_pool:
-            x = torch.flatten(self.avgpool(x), 1)
-        return x if pre_logits or not self.num_classes else self.fc(self.dropout(x))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images -> logits [B, num_classes], or pooled features [B, 1024] when `num_classes` is 0."""
-        return self.forward_head(self.forward_features(x))
+        for name in _LAYERS:
+            x = getattr(self, name)(x)
+        return x
 
 
 def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -98,9 +88,8 @@ def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict
 @register_model
 def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
     """GoogLeNet (Szegedy et al. 2015): 1024 pooled features at `num_classes=0`."""
-    return build_model_with_cfg(
-        GoogLeNet, "googlenet", pretrained, pretrained_filter_fn=_without_auxiliary_heads, **kwargs
-    )
+    options = {"pretrained_filter_fn": _without_auxiliary_heads, "feature_cfg": {"feature_cls": "hook"}, **kwargs}
+    return build_model_with_cfg(GoogLeNet, "googlenet", pretrained, **options)
 
 
 def create_backbone(

@@ -1,11 +1,19 @@
 """Backbone and linear head: images -> embeddings."""
 
-from typing import Annotated
+import logging
+from contextlib import nullcontext
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dml.models.weights import load_weights, read_weights
+
+_log = logging.getLogger(__name__)
+
+Spread = Annotated[float, Gt(0)]
 
 
 class Embedder(nn.Module):
@@ -15,14 +23,19 @@ class Embedder(nn.Module):
     all that is needed to use it.
 
     Args:
-        backbone: maps normalised images [B, 3, H, W] to features [B, C]; has timm's `pretrained_cfg` and
-            `head_hidden_size`.
+        backbone: maps normalised images [B, 3, H, W] to features [B, C]; what timm's networks have is taken from it:
+            `head_hidden_size` (C) and `pretrained_cfg` (mean and std).
         dim: D of the embeddings.
         freeze_bn: keep every batch norm of the backbone in evaluation mode and its affine weights fixed.
         normalize: L2-normalise the embeddings; the paper does so in test only, which is the evaluator's doing.
+        features: C, of a backbone that does not say; None: its `head_hidden_size`.
+        mean, std: of the red, green and blue of the images in 0 .. 1, to scale them by; None: those of the backbone's
+            `pretrained_cfg`.
+        checkpoint_path: a checkpoint of an earlier run, whose backbone, head, mean and std this embedder begins with.
 
     Raises:
-        ValueError: dim is not positive.
+        ValueError: dim is not positive, the backbone does not say what was not given, or the checkpoint holds another
+            embedder; names the config key.
     """
 
     mean: Tensor
@@ -35,26 +48,51 @@ class Embedder(nn.Module):
         dim: Annotated[int, Gt(0)],
         freeze_bn: bool = False,
         normalize: bool = False,
+        features: Annotated[int, Gt(0)] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[Spread, Spread, Spread] | None = None,
+        checkpoint_path: str | None = None,
     ) -> None:
         super().__init__()
         if dim <= 0:
             raise ValueError(f"embedder.dim={dim} is not possible: it must be greater than 0")
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"embedder.std={list(std)} is not possible: each must be greater than 0")
         self.backbone = backbone
-        self.head = nn.Linear(backbone.head_hidden_size, dim)  # type: ignore[arg-type]
+        self.head = nn.Linear(_features(backbone) if features is None else features, dim)
         self.dim = dim
         self.freeze_bn = freeze_bn
         self.normalize = normalize
-        # timm may hand the configuration over as a dict or as its own class.
-        source = backbone.pretrained_cfg
-        cfg = source if isinstance(source, dict) else source.to_dict()  # type: ignore[operator, union-attr]
-        self.register_buffer("mean", torch.tensor(cfg["mean"]).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(cfg["std"]).view(1, -1, 1, 1))
+        for key, given in (("mean", mean), ("std", std)):
+            values = _color(backbone, key) if given is None else given
+            self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1))
+        if checkpoint_path is not None:
+            self._begin_with(checkpoint_path, fixed=[key for key, given in (("mean", mean), ("std", std)) if given])
         if freeze_bn:
             for norm in self._norms():
                 norm.requires_grad_(False)
         # Channels last: convolutions take half the time on a CPU, and their tensor cores on a GPU.
         self.to(memory_format=torch.channels_last)
         self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step
+
+    def _begin_with(self, path: str, fixed: list[str]) -> None:
+        """Load all weights from a checkpoint; those buffers that were given must be the checkpoint's."""
+        key = "embedder.checkpoint_path"
+        state, place = read_weights(path, key)
+        given = {name: getattr(self, name).clone() for name in fixed}
+        try:
+            said = load_weights(self, state)
+        except ValueError as error:
+            raise ValueError(
+                f"{key}={path} holds another embedder than that of backbone and embedder.dim={self.dim}: {error}. "
+                "backbone.checkpoint_path takes the backbone alone"
+            ) from error
+        for name, value in given.items():
+            if not value.is_meta and not torch.equal(value, getattr(self, name)):
+                there = [round(number, 6) for number in getattr(self, name).flatten().tolist()]
+                raise ValueError(f"embedder.{name} is not that of {key}={path}, which is {there}: leave it out")
+        if not self.mean.is_meta:
+            _log.info(f"Weights of the embedder from {path}{place and f' ({place})'}{said and f'; {said}'}")
 
     def _norms(self) -> list[nn.Module]:
         return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -73,6 +111,30 @@ class Embedder(nn.Module):
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         features = self.backbone(x)
         # The head leaves autocast: embeddings of bfloat16's 8 bits would tie, in mining and in ranking.
-        with torch.autocast(features.device.type, enabled=False):
+        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
             embeddings = self.head(features.to(self.head.weight.dtype))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings
+
+
+def _features(backbone: nn.Module) -> int:
+    """The C that a backbone says."""
+    found = getattr(backbone, "head_hidden_size", None)
+    if not isinstance(found, int):
+        raise ValueError(
+            f"embedder.features=C is needed: the backbone, a {type(backbone).__name__}, has no whole number "
+            "head_hidden_size that says how many features it gives"
+        )
+    return found
+
+
+def _color(backbone: nn.Module, key: str) -> Any:
+    """The mean or std that a backbone says."""
+    # timm may hand the configuration over as a dict or as its own class.
+    source: Any = getattr(backbone, "pretrained_cfg", None)
+    cfg = source.to_dict() if hasattr(source, "to_dict") else source
+    if cfg is None or key not in cfg:
+        raise ValueError(
+            f"embedder.{key}=[R,G,B] is needed: the backbone, a {type(backbone).__name__}, has no pretrained_cfg with "
+            f"a {key} to scale images by (ImageNet's: mean=[0.485,0.456,0.406], std=[0.229,0.224,0.225])"
+        )
+    return cfg[key]
