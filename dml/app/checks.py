@@ -82,7 +82,7 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             yield _first_line(error)
             return
     if not {"transform", "backbone", "embedder"} & broken:
-        yield from network_problems(config)
+        yield from network_problems(config, trained=begun)
 
 
 def _callbacks(config: dict[str, Any]) -> Iterator[str]:
