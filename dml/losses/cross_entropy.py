@@ -6,7 +6,8 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dml.losses.building_blocks.contract import checked, require
+from dml.losses.building_blocks.contract import checked
+from dml.losses.building_blocks.proxies import require_fit, require_sizes
 
 
 class CrossEntropyLoss(nn.Module):
@@ -24,8 +25,7 @@ class CrossEntropyLoss(nn.Module):
 
     def __init__(self, *, embedding_dim: Annotated[int, Gt(0)], num_classes: Annotated[int, Gt(0)]) -> None:
         super().__init__()
-        require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
-        require(num_classes > 0, "loss.num_classes", num_classes, "greater than 0")
+        require_sizes(embedding_dim, num_classes)
         self.classifier = nn.Linear(embedding_dim, num_classes)
 
     @checked
@@ -37,9 +37,6 @@ class CrossEntropyLoss(nn.Module):
                 that costs nothing).
         """
         classes, dim = self.classifier.weight.shape
-        require(embeddings.shape[1] == dim, "loss.embedding_dim", dim, f"the embeddings' {embeddings.shape[1]}")
-        if labels.device.type == "cpu":
-            low, high = (int(each) for each in labels.aminmax())
-            require(low >= 0 and high < classes, "loss.num_classes", classes, f"above all labels, {low} to {high} here")
+        require_fit(embeddings, labels, dim, classes)
         weight, bias = (each.to(embeddings.dtype) for each in self.classifier.parameters())
         return F.cross_entropy(F.linear(embeddings, weight, bias), labels)

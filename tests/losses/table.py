@@ -5,22 +5,28 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dml.losses.arc_face import ArcFaceLoss
 from dml.losses.circle import CircleLoss
 from dml.losses.contrastive import ContrastiveLoss
+from dml.losses.cos_face import CosFaceLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.multi_similarity import MultiSimilarityLoss
 from dml.losses.nca import NCALoss
+from dml.losses.normalized_softmax import NormalizedSoftmaxLoss
 from dml.losses.npair import NPairLoss
 from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
+from dml.losses.proxy_anchor import ProxyAnchorLoss
+from dml.losses.proxy_nca import ProxyNCALoss
+from dml.losses.soft_triple import SoftTripleLoss
 from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
 from dml.losses.tuplet_margin import TupletMarginLoss
 from tests import oracles
-from tests.losses import by_anchors
+from tests.losses import by_anchors, by_proxies
 
 
 class Known(NamedTuple):
@@ -57,6 +63,17 @@ WHOLE = {
     "npair": Known(NPairLoss, oracles.npair, {}),
     "npair, lengths": Known(NPairLoss, oracles.npair, {"l2_weight": 0.1}),
 }
+# Those that own weights of the classes; their oracles take the loss first.
+PROXIES = {
+    "cross_entropy": Known(CrossEntropyLoss, by_proxies.cross_entropy, {}),
+    "normalized_softmax": Known(NormalizedSoftmaxLoss, by_proxies.normalized_softmax, {}),
+    "cos_face": Known(CosFaceLoss, by_proxies.cos_face, {}),
+    "arc_face": Known(ArcFaceLoss, by_proxies.arc_face, {}),
+    "proxy_nca": Known(ProxyNCALoss, by_proxies.proxy_nca, {}),
+    "proxy_nca, pp": Known(ProxyNCALoss, by_proxies.proxy_nca, {"scale": 9.0, "include_positive": True}),
+    "proxy_anchor": Known(ProxyAnchorLoss, by_proxies.proxy_anchor, {}),
+    "soft_triple": Known(SoftTripleLoss, by_proxies.soft_triple, {"centers_per_class": 2}),
+}
 
 
 def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
@@ -64,10 +81,11 @@ def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
     if name.startswith("memory"):
         inner = build(name.removeprefix("memory, "), embedding_dim, num_classes)
         return CrossBatchMemory(loss=inner, size=20, start_step=1, embedding_dim=embedding_dim)
-    if name == "cross_entropy":
-        return CrossEntropyLoss(embedding_dim=embedding_dim, num_classes=num_classes)
+    if name in PROXIES:
+        known = PROXIES[name]
+        return known.make(embedding_dim=embedding_dim, num_classes=num_classes, **known.options)
     known = (PAIRS | WHOLE)[name]
     return known.make(**known.options)
 
 
-EVERY = [*PAIRS, *WHOLE, "cross_entropy", "memory, nra"]
+EVERY = [*PAIRS, *WHOLE, *PROXIES, "memory, nra"]

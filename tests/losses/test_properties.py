@@ -14,13 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dml.losses.building_blocks import extremes, pairwise
-from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.nra import NRALoss
 from tests import oracles
-from tests.losses.table import PAIRS, WHOLE
+from tests.losses.table import PAIRS, PROXIES, WHOLE, build
 
-LOSSES = [*PAIRS, *WHOLE, "nra, detached range", "cross_entropy", *(f"memory, {name}" for name in PAIRS)]
+LOSSES = [*PAIRS, *WHOLE, "nra, detached range", *PROXIES, *(f"memory, {name}" for name in PAIRS)]
 CLASSES = 50
 
 KINDS = {
@@ -114,11 +113,10 @@ class Case:
     def __init__(self, name: str, batch: Given) -> None:
         self.sees = lambda x: x.double()  # all whose distances count
         file, _, inner = name.partition(", ")
-        if name == "cross_entropy":
+        if name in PROXIES:
             torch.manual_seed(0)
-            self.loss = CrossEntropyLoss(embedding_dim=len(batch.make()[0].T), num_classes=CLASSES)
-            of = self.loss.classifier
-            self.oracle = lambda x, y: oracles.cross_entropy(x, y, of.weight, of.bias)
+            self.loss = build(name, embedding_dim=len(batch.make()[0].T), num_classes=CLASSES)
+            self.oracle = lambda x, y: PROXIES[name].oracle(self.loss, x, y, **PROXIES[name].options)
         elif name == "nra, detached range":
             self.loss, self.oracle = NRALoss(detach_range=True), oracles.nra
         else:
@@ -165,7 +163,7 @@ def test_every_loss_is_here():
 def test_any_batch(name, batch):
     x, y = batch.make()
     case = Case(name, batch)
-    if name == "cross_entropy" and not 0 <= int(y.min()) <= int(y.max()) < CLASSES:
+    if name in PROXIES and not 0 <= int(y.min()) <= int(y.max()) < CLASSES:
         with pytest.raises(ValueError, match=r"loss\.num_classes"):
             case.loss(x, y)
         return
@@ -184,7 +182,9 @@ def test_any_batch(name, batch):
     # What rounding may do to the result, it does to that of slightly moved embeddings too: much, at a tie or a kink.
     reference, slack = reference_gradient(name, batch, x, y), 1e-6 if value.dtype == torch.float32 else 1e-13
     g = torch.Generator().manual_seed(batch.seed)
-    around = x.double() if name.startswith(("npair", "cross", "memory")) else x.double() - x.double().mean(dim=0)
+    around = (
+        x.double() if name in PROXIES or name.startswith(("npair", "memory")) else x.double() - x.double().mean(dim=0)
+    )
     moved = [x.double() + slack * around * torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(3)]
     spread = max((case.oracle(each, y) - expected).abs() for each in moved)
     allowed = 10 * spread + 100 * slack * expected.abs() + slack

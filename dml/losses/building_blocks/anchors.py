@@ -96,11 +96,12 @@ def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
     return values.masked_fill(~mask, -torch.inf).logsumexp(dim=1)
 
 
-def log_one_plus_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """log(1 + sum e^v) over the true entries of each row, [b, k] -> [b]; 0 if there are none."""
-    values = values.masked_fill(~mask, -torch.inf)
-    top = values.detach().amax(dim=1).clamp_min(0)
-    return top + ((values - top[:, None]).exp().sum(dim=1) + torch.expm1(-top)).log1p()
+def log_one_plus_sum(values: Tensor, mask: Tensor | None = None, dim: int = 1) -> Tensor:
+    """log(1 + sum e^v) over the true entries of each row (or column, dim = 0), [b, k] -> [b]; 0 if there are none."""
+    if mask is not None:
+        values = values.masked_fill(~mask, -torch.inf)
+    top = values.detach().amax(dim=dim).clamp_min(0)
+    return top + ((values - top.unsqueeze(dim)).exp().sum(dim=dim) + torch.expm1(-top)).log1p()
 
 
 def softplus(values: Tensor) -> Tensor:
