@@ -55,7 +55,7 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             continue
         given: dict[str, Any] = {}
         if group == "loss":
-            given = {key: 1 for key in LATER if config["loss"].get(key, 1) is None}
+            given = {key: 2 for key in LATER if config["loss"].get(key, 1) is None}
         elif group in ("optimizer", "scheduler"):
             given = {"params": weights} if group == "optimizer" else {"optimizer": optimizer}
         try:
