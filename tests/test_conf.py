@@ -14,6 +14,7 @@ from PIL import Image
 
 from dml.app.build import OUR_KEYS
 from dml.app.make import make
+from dml.app.settings import Optimizing, without
 from dml.data.dataset import Source
 from tests.app.conftest import composed, train, write_images
 from tests.data.test_transforms import in_test, in_training
@@ -107,7 +108,8 @@ def test_backbone_and_embedder(choice):
 @pytest.mark.parametrize("choice", choices("optimizer"))
 def test_optimizer(choice):
     weight = torch.nn.Parameter(torch.ones(2))
-    optimizer = make({**resolved("optimizer", choice), "_partial_": True})([weight])
+    node = without(resolved("optimizer", choice), Optimizing)
+    optimizer = make({**node, "_partial_": True})([weight])
     weight.sum().backward()
     optimizer.step()
     assert (weight < 1).all()

@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from dml.app.checks import check_data, check_tested
 from dml.app.keys import takes_steps
 from dml.app.make import make
-from dml.app.settings import LATER, Splitting
+from dml.app.settings import LATER, Optimizing, Splitting, without
 from dml.app.told import tell
 from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
@@ -27,8 +28,10 @@ from dml.engine.checkpoint_io import WholeCheckpoints
 from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
+from dml.engine.rules import Rule
 from dml.engine.schedule import steps_of_run
 from dml.engine.stop import StopSignals
+from dml.models.backbones import layer_scales
 from dml.models.weights import fingerprint
 from dml.words import counted
 
@@ -159,13 +162,15 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     file = cfg.embedder.get("checkpoint_path") or cfg.backbone.get("checkpoint_path")
     if file and not (for_evaluation or resumed):  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
+    embedder = _embedder(cfg, from_checkpoint=for_evaluation or resumed)
     model = MetricLearner(
-        embedder=_embedder(cfg, from_checkpoint=for_evaluation or resumed),
+        embedder=embedder,
         loss=make(cfg.loss),
         evaluator=make(cfg.evaluator),
-        optimizer=make({**cfg.optimizer, "_partial_": True}),
+        optimizer=make({**without(cfg.optimizer, Optimizing), "_partial_": True}),
         scheduler=make({**cfg.scheduler, "_partial_": True}) if cfg.scheduler else None,
         config={str(key): value for key, value in config.items()},
+        **_how_weights_learn(cfg, embedder),
         monitor=cfg.protocol.monitor,
         watch_test=cfg.protocol.watch_test,
         **({} if for_evaluation else make(cfg.engine)),
@@ -179,6 +184,16 @@ def _embedder(cfg: DictConfig, *, from_checkpoint: bool) -> Any:
     no_weights = none if from_checkpoint or file else {}  # an embedder's file holds the backbone's as well
     backbone = make(cfg.backbone, **{key: value for key, value in no_weights.items() if key in cfg.backbone})
     return make(cfg.embedder, backbone=backbone, **({"checkpoint_path": None} if from_checkpoint and file else {}))
+
+
+def _how_weights_learn(cfg: DictConfig, embedder: nn.Module) -> dict[str, Any]:
+    """The rules of the optimizer group, and the factors that layer decay makes."""
+    rules, decay = cfg.optimizer.get("groups") or [], cfg.optimizer.get("layer_decay")
+    scales = layer_scales(embedder.get_submodule("backbone"), decay) if decay is not None else {}
+    return {
+        "rules": [Rule(**rule) for rule in rules],
+        "layer_scales": {f"embedder.backbone.{name}": factor for name, factor in scales.items()},
+    }
 
 
 def _without_broken(

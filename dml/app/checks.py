@@ -21,7 +21,7 @@ from dml.app.keys import wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
 from dml.app.schema import fits, shown
-from dml.app.settings import LATER, Training
+from dml.app.settings import LATER, Optimizing, Training, without
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
@@ -60,7 +60,8 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             given = {"params": weights} if group == "optimizer" else {"optimizer": optimizer}
         try:
             with nullcontext() if group == "optimizer" else torch.device("meta"):  # where sizes take no memory
-                part = make({**config[group], "_partial_": True})(**given)
+                node = without(config[group], Optimizing) if group == "optimizer" else config[group]
+                part = make({**node, "_partial_": True})(**given)
             if group == "optimizer":
                 optimizer = part
                 yield from _stepped(optimizer, config[group])

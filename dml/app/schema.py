@@ -112,6 +112,9 @@ def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem
     elif get_origin(hint) is dict and isinstance(value, dict):
         for key, one in value.items():
             yield from _value(f"{name}.{key}", one, get_args(hint)[1], locate)
+    elif get_origin(hint) is list and is_dataclass(get_args(hint)[0]) and isinstance(value, list):
+        for i, one in enumerate(value):
+            yield from _value(f"{name}.{i}", one, get_args(hint)[0], locate)
     elif not fits(value, hint):
         yield Problem(name, value, f"{name}={shown(value)} is not possible: it must be {describe(hint)}")
     elif isinstance(value, dict) and "_target_" in value:  # an argument that is a part itself

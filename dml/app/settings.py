@@ -1,10 +1,12 @@
 """What a config holds: its keys, their types and ranges. dml.app.schema reads this, and the parts' own signatures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
+
+from dml.engine.rules import Rule
 
 Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(gt=0, lt=1)]
@@ -45,6 +47,20 @@ class Splitting:
     cache_dir: str = "data/cache"
     on_error: Literal["raise", "skip"] = "raise"
     max_bad: Whole = 10
+
+
+@dataclass
+class Optimizing:
+    """Keys of the optimizer group that say which weights learn how (dml/engine/parameters.py)."""
+
+    groups: list[Rule] = field(default_factory=list)
+    layer_decay: Annotated[float, Interval(gt=0, le=1)] | None = None
+
+
+def without(group: Mapping[str, Any], beside: type) -> dict[str, Any]:
+    """The keys of a group that are arguments of its `_target_`: those that `beside` does not name."""
+    ours = {field.name for field in fields(beside)}
+    return {key: value for key, value in group.items() if key not in ours}
 
 
 @dataclass
@@ -142,7 +158,7 @@ class Model:
         dict,
         Part(given=("labels", "seed", "rank", "world_size"), needs=("classes_per_batch", "samples_per_class")),
     ]
-    optimizer: Annotated[dict, Part(given=("params",), ranges=_OPTIMIZER)]
+    optimizer: Annotated[dict, Part(given=("params",), beside=Optimizing, ranges=_OPTIMIZER)]
     scheduler: Annotated[dict, Part(given=("optimizer",), optional=True)]
     protocol: Protocol
     seed: Annotated[int, Interval(ge=0, le=2**32 - 1)]

@@ -2,7 +2,7 @@
 
 import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from dml.engine.diagnostics import Diagnostics
 from dml.engine.finite import LossWatch
 from dml.engine.gather import add_over_ranks, gather_batch, gather_rows, processes
 from dml.engine.micro_batch import embed_in_chunks
+from dml.engine.parameters import hold_back, make_optimizer, scheduled
 from dml.engine.progress import StepProgressBar
+from dml.engine.rules import Rule
 
 Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
 
@@ -34,6 +36,8 @@ class MetricLearner(pl.LightningModule):
         optimizer: factory, parameters -> optimiser.
         scheduler: factory, optimiser -> learning rate scheduler, stepped after every step of the optimiser, or if it is
             a ReduceLROnPlateau after every validation; None: constant rate.
+        rules: which weights learn how (engine/rules.py).
+        layer_scales: name of a weight -> factor of its learning rate, 1 if it is not there.
         monitor: metric of the validation (val/...) that a ReduceLROnPlateau follows.
         config: plain data that checkpoints carry, to rebuild all this.
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
@@ -56,6 +60,8 @@ class MetricLearner(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         scheduler: Callable[[torch.optim.Optimizer], Any] | None,
         config: dict[str, Any],
+        rules: Sequence[Rule] = (),
+        layer_scales: Mapping[str, float] | None = None,
         monitor: str | None = None,
         watch_test: bool = False,
         compile: bool = False,
@@ -69,6 +75,7 @@ class MetricLearner(pl.LightningModule):
         # Every rank computes the loss of the same batch, so what a loss remembers is the same already.
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
+        self._rules, self._layer_scales = tuple(rules), layer_scales
         self.config, self._monitor = config, monitor
         self.trained_on: dict[str, Any] | None = None  # what else checkpoints carry: of the images (the app sets it)
         self.watch_test = watch_test
@@ -82,11 +89,15 @@ class MetricLearner(pl.LightningModule):
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
     def configure_optimizers(self) -> Any:
-        """The optimiser over all weights that learn, and the schedule: by step, or by validation if it needs one."""
-        optimizer = self._optimizer(p for p in self.parameters() if p.requires_grad)
+        """The optimiser over all weights that learn, and the schedule: by step, or by validation if it needs one.
+
+        Raises:
+            ValueError: a rule fits no weight that learns, or the schedule would undo the rules; names the config key.
+        """
+        optimizer = make_optimizer(self._optimizer, self.named_parameters(), self._rules, self._layer_scales)
         if self._scheduler is None:
             return optimizer
-        schedule = {"scheduler": (scheduler := self._scheduler(optimizer)), "interval": "step"}
+        schedule = {"scheduler": (scheduler := scheduled(optimizer, self._scheduler)), "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):
             # Never by Lightning, which steps it when last.ckpt is written already: `on_validation_epoch_end` does.
             schedule |= {"monitor": self._monitor, "frequency": sys.maxsize}
@@ -145,9 +156,13 @@ class MetricLearner(pl.LightningModule):
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log what the backward pass of a logged step has brought; Lightning clips gradients later."""
+        """Log what the backward pass of a logged step has brought; Lightning clips gradients later.
+
+        Weights whose first step is a later one lose their gradients here.
+        """
         found = self._diagnostics.after_backward(list(self.parameters()))
         self.log_dict({f"train/{name}": value for name, value in found.items()})
+        hold_back(optimizer, self.global_step)
 
     def on_train_end(self) -> None:
         """Look at the loss of the last step."""

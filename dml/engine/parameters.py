@@ -1,39 +1,12 @@
-"""How parts of a network learn: rules for learning rate, weight decay and start, by the names of the weights."""
+"""How parts of a network learn: an optimiser in groups that rules make, and weights that wait for their first step."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge
 from torch import nn
 
-NORMS_AND_BIASES = "norms_and_biases"  # in the place of a pattern: weights of at most one dimension
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What some weights get that others do not. Of several rules, the last one that names a value decides it.
-
-    Attributes:
-        of: a pattern of names (`*.bias`, `embedder.backbone.layer?.*`), the beginning of names up to a dot
-            (`embedder.head`, `loss`), or `norms_and_biases`: all weights of at most one dimension.
-        lr: multiple of optimizer.lr.
-        weight_decay: instead of optimizer.weight_decay.
-        from_step: the first optimiser step that changes these weights; before it they stay as they are.
-    """
-
-    of: str
-    lr: Annotated[float, Ge(0)] | None = None
-    weight_decay: Annotated[float, Ge(0)] | None = None
-    from_step: Annotated[int, Ge(0)] | None = None
-
-    def fits(self, name: str, weight: nn.Parameter) -> bool:
-        """Whether the rule is about this weight."""
-        if self.of == NORMS_AND_BIASES:
-            return weight.ndim <= 1
-        return fnmatchcase(name, self.of) or name.startswith(f"{self.of}.")
+from dml.engine.rules import Rule
 
 
 def make_optimizer(
@@ -88,6 +61,23 @@ def make_optimizer(
     for group, (multiple, *_) in zip(optimizer.param_groups, groups, strict=True):
         group["lr"] *= multiple
     return optimizer
+
+
+def scheduled(optimizer: torch.optim.Optimizer, factory: Callable[[torch.optim.Optimizer], Any]) -> Any:
+    """A learning rate schedule of the optimiser that leaves its groups their proportions.
+
+    Raises:
+        ValueError: it gives all groups one rate, as OneCycleLR and CyclicLR do; names the config keys.
+    """
+    before = [group["lr"] for group in optimizer.param_groups]
+    schedule = factory(optimizer)
+    after = [group["lr"] for group in optimizer.param_groups]
+    if any(abs(a * before[0] - b * after[0]) > 1e-6 * abs(b * after[0]) for a, b in zip(after, before, strict=True)):
+        raise ValueError(
+            f"scheduler={type(schedule).__name__} gives all weights one learning rate, and optimizer.groups or "
+            "optimizer.layer_decay ask for several: take a schedule that scales them, such as warmup_cosine"
+        )
+    return schedule
 
 
 def hold_back(optimizer: torch.optim.Optimizer, step: int) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import _builder, build_model_with_cfg, generate_default_cfgs, register_model, set_pretrained_check_hash
+from timm.models import (
+    _builder,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    group_parameters,
+    register_model,
+    set_pretrained_check_hash,
+)
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
 
@@ -215,6 +222,25 @@ def _is_missing_download(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def layer_scales(backbone: nn.Module, decay: float) -> dict[str, float]:
+    """Factor of the learning rate of each weight: 1 in the last layer, `decay` of that in the layer before, and so on.
+
+    Layers are those of timm's `group_matcher` (layer-wise decay of BEiT, Bao et al. 2021).
+
+    Raises:
+        ValueError: the backbone does not know its layers.
+    """
+    matcher: Any = getattr(backbone, "group_matcher", None)
+    if matcher is None:
+        raise ValueError(
+            f"optimizer.layer_decay={decay} is not possible: {type(backbone).__name__} does not say what its layers "
+            "are (it has no group_matcher, as timm's networks have)"
+        )
+    layers = group_parameters(backbone, matcher(coarse=False), reverse=True)
+    deepest = max(layers.values())
+    return {name: decay ** (deepest - layers.get(name, deepest)) for name, _ in backbone.named_parameters()}
 
 
 def _or_install(name: str) -> str:

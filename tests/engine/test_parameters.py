@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dml.engine.parameters import Rule, hold_back, make_optimizer
+from dml.engine.parameters import hold_back, make_optimizer
+from dml.engine.rules import Rule
 from dml.engine.schedule import warmup_cosine
 
 
