@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dml.app.build import OUR_KEYS
+from dml.app.checks import check_config
 from dml.app.make import make
 from dml.app.settings import Optimizing, without
 from dml.data.dataset import Source
@@ -189,6 +191,10 @@ def test_trainer(choice):
 def test_logger(choice, tmp_path):
     node = resolved("logger", choice)
     assert (node == {}) == (choice == "none")
+    if choice in ("tensorboard", "mlflow") and find_spec(choice) is None:
+        with pytest.raises(ValueError, match=rf"^logger={choice} is not installed: pip install .*\[{choice}\]"):
+            check_config(composed("train", f"logger={choice}"))
+        return
     if node:
         assert make(node, save_dir=str(tmp_path)).save_dir == str(tmp_path)
 

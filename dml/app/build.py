@@ -1,6 +1,7 @@
 """Config -> objects. Data first; it fills in what the rest depends on."""
 
 import logging
+import pydoc
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import nn
 from dml.app.checks import check_data, check_tested
 from dml.app.keys import takes_steps
 from dml.app.make import make
-from dml.app.settings import LATER, Optimizing, Splitting, without
+from dml.app.settings import LATER, Optimizing, Splitting, loggers_of, without
 from dml.app.told import tell
 from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
@@ -29,8 +30,10 @@ from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
 from dml.engine.progress import StepProgressBar
 from dml.engine.rules import Rule
+from dml.engine.run_log import RunLog
 from dml.engine.schedule import steps_of_run
 from dml.engine.stop import StopSignals
+from dml.engine.wandb_logger import UnattendedWandbLogger
 from dml.models.backbones import layer_scales
 from dml.models.weights import fingerprint
 from dml.words import counted
@@ -250,12 +253,26 @@ def _workers(cfg: DictConfig, train: Records, light: bool) -> int:
     return 0 if light or isinstance(train.images, np.ndarray) else min(8, cores())
 
 
-def build_loggers(cfg: DictConfig, folder: Path, wandb_run: str | None = None) -> list[Logger]:
-    """What the config names, if anything; wandb_run: id of the W&B run to go on with."""
-    if not cfg.logger:
-        return []
-    same = {"id": wandb_run} if wandb_run and cfg.logger.get("id") is None else {}
-    return [make(cfg.logger, save_dir=str(folder), **same)]
+def build_loggers(
+    cfg: DictConfig, folder: Path, default: dict[str, str | None], wandb_run: str | None = None
+) -> list[Logger]:
+    """What the config names, if anything: a logger, or several, each under a name.
+
+    Args:
+        cfg: composed config.
+        folder: of the run.
+        default: name and group of the run at W&B, if nobody names others.
+        wandb_run: id of the W&B run to go on with.
+    """
+    loggers = []
+    for node in loggers_of(cfg.logger):
+        given: dict[str, Any] = {"save_dir": str(folder)}
+        if isinstance(call := pydoc.locate(node["_target_"]), type) and issubclass(call, UnattendedWandbLogger):
+            given["default"] = default
+            if wandb_run and node.get("id") is None:
+                given["id"] = wandb_run
+        loggers.append(make(node, **given))
+    return loggers
 
 
 def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None) -> pl.Trainer:
@@ -276,6 +293,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
             minutes=cfg.checkpoint_minutes,
             stop=stop,
         )
+        callbacks.append(RunLog(cfg.protocol.monitor if cfg.protocol.validate else None))
     if cfg.progress_bar:
         callbacks.append(StepProgressBar())
     every = cfg.trainer.get("check_val_every_n_epoch")

@@ -8,6 +8,7 @@ import inspect
 import pydoc
 from collections.abc import Iterator
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from dml.app.keys import wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
 from dml.app.schema import fits, shown
-from dml.app.settings import LATER, Optimizing, Training, without
+from dml.app.settings import LATER, Optimizing, Training, loggers_of, without
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
@@ -73,7 +74,9 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
     if "callbacks" not in broken:
         yield from _callbacks(config["callbacks"])
     if "logger" not in broken and config["logger"]:
-        yield from _wandb(config["logger"])
+        for logger in loggers_of(config["logger"]):
+            yield from _installed(logger["_target_"])
+            yield from _wandb(logger)
     if "backbone" not in broken and pydoc.locate(config["backbone"]["_target_"]) is create_backbone:
         backbone = config["backbone"]
         named = {} if begun else backbone
@@ -117,6 +120,14 @@ def _stepped(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Iterat
             optimizer.step()
         except RuntimeError as error:
             yield f"{named}: {_first_line(error)}"
+
+
+def _installed(target: str) -> Iterator[str]:
+    """Of loggers that need a package which does not come with ours."""
+    for name, packages in {"TensorBoardLogger": ("tensorboard", "tensorboardX"), "MLFlowLogger": ("mlflow",)}.items():
+        if target.endswith(f".{name}") and not any(map(find_spec, packages)):
+            extra = packages[0]
+            yield f"logger={extra} is not installed: pip install -c constraints.txt -e '.[{extra}]'"
 
 
 def _wandb(logger: dict[str, Any]) -> Iterator[str]:

@@ -79,7 +79,17 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
             )
     flags = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", flag) for flag in flags]
     sweep = known.multirun or "hydra.mode=MULTIRUN" in known.overrides
-    return [readable(override, sweep=sweep) for override in known.overrides], flags
+    overrides = [one for override in known.overrides for one in _loggers(override)]
+    return [readable(override, sweep=sweep) for override in overrides], flags
+
+
+def _loggers(override: str) -> list[str]:
+    """logger=[wandb,csv] in the words of Hydra, which would put both into one node."""
+    found = re.fullmatch(r"logger=\[([\w, ]*)\]", override)
+    if found is None:
+        return [override]
+    names = [name.strip() for name in found[1].split(",") if name.strip()]
+    return ["logger=none", *(f"+logger@logger.{name}={name}" for name in names)]
 
 
 def said(error: HydraException) -> str:

@@ -67,6 +67,7 @@ def run_as_command(folder: Path, stop: StopSignals) -> dict[str, float]:
     command += [*hydra.overrides.task, f"hydra.run.dir={quoted(str(folder))}", "hydra.output_subdir=null"]
     # One task of Slurm: Lightning would take it for the only process.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
+    environment.setdefault("WANDB_RUN_GROUP", Path(hydra.sweep.dir).name)  # that command knows of no sweep
     process = subprocess.Popen(command, env=environment)
     try:
         status = process.wait()

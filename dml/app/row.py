@@ -29,11 +29,11 @@ def _parts(node: Any) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def _method(loss: dict[str, Any]) -> str:
+def method_of(loss: dict[str, Any]) -> str:
     """The module of one of our losses, and of those that it wraps: nra, memory(contrastive); of others all its name."""
     package, _, rest = loss["_target_"].partition("dml.losses.")
     name = loss["_target_"] if package or not rest else rest.split(".")[0]
-    inner = ", ".join(map(_method, _parts(loss)))
+    inner = ", ".join(map(method_of, _parts(loss)))
     return f"{name}({inner})" if inner else name
 
 
@@ -80,7 +80,7 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         file = f"{file} (sha256 {config['weights_sha256']})"
     weights = file or backbone.get("pretrained")
     return {
-        "method": _method(config["loss"]),
+        "method": method_of(config["loss"]),
         "data": built.source.name,
         "train_images": len(built.source.train),
         "train_classes": built.source.train.num_classes,

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -28,7 +29,7 @@ from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
-from dml.app.row import row_of, row_of_evaluation
+from dml.app.row import method_of, row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
 from dml.data.trained_on import TrainedOn, of_test_part
 from dml.engine.callbacks import BestCheckpoint
@@ -122,7 +123,7 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
             built.model.config["weights_sha256"] = before["dml_config"]["weights_sha256"]
         rank_zero_only(_copy_best)(resumed, folder / "checkpoints")
     rank_zero_only(write_whole)(folder / "config.yaml", config.encode())
-    trainer.loggers = build_loggers(cfg, folder, wandb_run)
+    trainer.loggers = build_loggers(cfg, folder, _names(cfg, built), wandb_run)
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
@@ -131,6 +132,17 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
     finally:
         finish_wandb()
     return metrics
+
+
+def _names(cfg: DictConfig, built: Built) -> dict[str, str | None]:
+    """Name and group of a run for who looks at many: nra-digits-seed0, and the folder of the sweep."""
+    fold = cfg.data.get("fold")
+    parts = [method_of(built.model.config["loss"]), built.source.name, f"seed{cfg.seed}"]
+    hydra = HydraConfig.get()
+    return {
+        "name": "-".join(parts if fold is None else [*parts, f"fold{fold}"]),
+        "group": Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None,
+    }
 
 
 def _trained_on(cfg: DictConfig) -> TrainedOn:

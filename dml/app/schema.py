@@ -4,6 +4,7 @@ There is no second list of the parts' keys: a group with a `_target_` takes what
 `alpha: Annotated[float, Gt(0)]`), and the dataclasses of dml.app.settings say the rest in the same way.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -123,6 +124,10 @@ def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem
 
 def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]:
     if (not node and part.optional) or (isinstance(node, dict) and node.get("_target_") is MISSING):
+        return
+    if part.several and isinstance(node, dict) and "_target_" not in node:
+        for key, one in node.items():
+            yield from _part(f"{name}.{key}", one, dataclasses.replace(part, several=False, optional=False), locate)
         return
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         yield Problem(name, node, f"{name}={shown(node)} is not possible: it must have a _target_, a class or function")

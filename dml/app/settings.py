@@ -26,6 +26,7 @@ class Part:
         ranges: of arguments of other libraries, whose signatures have types alone.
         needs: arguments that the program reads itself, so that a default does not do.
         optional: an empty group stands for none.
+        several: a group without a `_target_` holds parts by name.
     """
 
     given: tuple[str, ...] = ()
@@ -34,6 +35,12 @@ class Part:
     ranges: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     optional: bool = False
+    several: bool = False
+
+
+def loggers_of(logger: Any) -> list[Any]:
+    """The nodes of the group logger: none, one, or several by name."""
+    return [logger] if "_target_" in logger else list(logger.values())
 
 
 @dataclass
@@ -168,7 +175,7 @@ class Model:
 class Training(Model, Evaluated):
     """The config of train.py."""
 
-    logger: Annotated[dict, Part(given=("save_dir",), optional=True)]
+    logger: Annotated[dict, Part(given=("save_dir", "default"), optional=True, several=True)]
     callbacks: dict[str, Annotated[dict, Part()]]
     batch: Batch
     engine: Engine

@@ -1,9 +1,12 @@
 """A progress bar over the steps of a run."""
 
+import logging
+import sys
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from rich.file_proxy import FileProxy
 
 from dml.engine.schedule import steps_of_run
 
@@ -14,6 +17,21 @@ class StepProgressBar(RichProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, Any] = {}
+        self._handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
+
+    def _init_progress(self, trainer: pl.Trainer) -> None:
+        super()._init_progress(trainer)
+        if isinstance(sys.stdout, FileProxy) and not self._handlers:
+            # At a terminal: what is logged goes above the bar, as what is printed does, and does not tear it.
+            for handler in logging.getLogger().handlers:
+                if type(handler) is logging.StreamHandler and handler.stream in (sys.__stdout__, sys.__stderr__):
+                    self._handlers.append((handler, handler.setStream(sys.stdout)))
+
+    def _stop_progress(self) -> None:
+        while self._handlers:
+            handler, stream = self._handlers.pop()
+            handler.setStream(stream)
+        super()._stop_progress()
 
     @property
     def total_train_batches(self) -> int | float:

@@ -4,13 +4,14 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
+PROJECT = "dml"
 _log = logging.getLogger(__name__)
 
 
@@ -38,19 +39,45 @@ class UnattendedWandbLogger(WandbLogger):
     `settings.init_timeout` and `settings.finish_timeout` bound what start and end wait for it. What could not be sent
     is on disk, and `wandb sync` sends it.
 
+    Variables of the environment win where the arguments are at their defaults: WANDB_MODE (offline), WANDB_PROJECT,
+    WANDB_NAME, WANDB_RUN_GROUP and WANDB_DIR, and those that W&B reads itself (WANDB_ENTITY, WANDB_TAGS, WANDB_NOTES,
+    WANDB_JOB_TYPE).
+
     Args:
         offline: only write to disk.
+        project: of W&B.
+        save_dir: folder of the run.
+        name, group: of the run; None: those of `default`.
+        default: the name and group that the run has if nobody names others.
         given: as Lightning's.
 
     Raises:
         ValueError: by the first thing that is logged: W&B is to send, and there is no login.
     """
 
-    def __init__(self, *, offline: bool = True, **given: Any) -> None:
-        super().__init__(offline=offline, **given)
-        self._offline = False  # Lightning's way is a variable of the environment, which the next job would inherit
-        if offline:
-            self._wandb_init["mode"] = "offline"
+    def __init__(
+        self,
+        *,
+        offline: bool = True,
+        project: str = PROJECT,
+        save_dir: str = ".",
+        name: str | None = None,
+        group: str | None = None,
+        default: Mapping[str, str | None] | None = None,
+        **given: Any,
+    ) -> None:
+        set_there, default = os.environ, default or {}
+        mode = set_there.get("WANDB_MODE") or "offline" if offline else "online"
+        super().__init__(
+            # Lightning's way to be offline is a variable of the environment, which the next job would inherit.
+            offline=False,
+            project=(set_there.get("WANDB_PROJECT") or PROJECT) if project == PROJECT else project,
+            save_dir=set_there.get("WANDB_DIR") or save_dir,
+            name=name or set_there.get("WANDB_NAME") or default.get("name"),
+            group=group or set_there.get("WANDB_RUN_GROUP") or default.get("group"),
+            **given,
+        )
+        self._wandb_init["mode"] = "offline" if mode == "dryrun" else mode
         del self._wandb_init["anonymous"]  # W&B warns of it, whatever its value
         self.lost = False
 

@@ -1,4 +1,4 @@
-"""Callbacks of the user's own, by config."""
+"""Callbacks of the user's own, and several loggers, by config."""
 
 import json
 
@@ -6,7 +6,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.app.conftest import train
+from dml.app.checks import check_config
+from dml.app.command import arranged
+from tests.app.conftest import composed, train
 
 
 class Counts(pl.Callback):
@@ -49,3 +51,27 @@ def test_a_callback_of_ones_own_may_end_the_run_and_is_in_last_ckpt_and_row(tmp_
 def test_its_arguments_are_checked(tmp_path, override, said):
     with pytest.raises(ValueError, match=said):
         train(tmp_path, *MINE, override)
+
+
+def test_several_loggers(tmp_path):
+    overrides, _ = arranged(["logger=[csv,more]".replace("more", "wandb"), "logger.csv.name=mine", "seed=3"])
+    assert overrides == ["logger=none", "+logger@logger.csv=csv", "+logger@logger.wandb=wandb", *overrides[3:]]
+    check_config(composed("train", *overrides))
+    train(tmp_path, "logger=none", *overrides[1:])
+    assert (tmp_path / "mine" / "version_0" / "metrics.csv").is_file()
+    assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("+logger.csv.nosuch=1", "logger.csv.nosuch is no key: there is "),
+        ("+logger.b.name=1", "logger.b={'name': 1} is not possible: it must have a _target_"),
+        ("+logger@logger.w=wandb +logger.w.nosuch=1", "logger.nosuch is no key: neither of Lightning's WandbLogger"),
+    ],
+)
+def test_each_logger_is_checked(overrides, said):
+    with pytest.raises(ValueError) as caught:
+        check_config(composed("train", "logger=none", "+logger@logger.csv=csv", *overrides.split()))
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(said)

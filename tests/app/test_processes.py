@@ -104,10 +104,11 @@ def wandb_records(path):
 def test_wandb_offline_holds_the_run(sweep):
     for job, loss in enumerate(("NRALoss", "CrossEntropyLoss")):
         (path,) = sweep.glob(f"{job}/wandb/offline-run-*/run-*.wandb")  # each job a run of its own
-        history, config = {}, {}
+        history, config, runs = {}, {}, []
         for record in wandb_records(path):
             for item in record.history.item:
                 history.setdefault(item.key or ".".join(item.nested_key), []).append(json.loads(item.value_json))
+            runs += [record.run] if record.HasField("run") else []
             for item in record.config.update:
                 config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
         metrics = json.loads((sweep / str(job) / "metrics.json").read_text())["metrics"]
@@ -115,6 +116,10 @@ def test_wandb_offline_holds_the_run(sweep):
         assert len(history["train/loss"]) == 4 and history["trainer/global_step"][:1] == [0]
         assert max(history["val/map"]) == pytest.approx(metrics["val/map"])
         assert "test/embedding.filenames" in history
+        for name in ("learning_rate", "images_per_second", "peak_memory_gb"):
+            assert len(history[f"train/{name}"]) == 4 and min(history[f"train/{name}"]) >= 0
+        name = ("nra", "cross_entropy")[job]
+        assert (runs[0].project, runs[0].display_name, runs[0].run_group) == ("dml", f"{name}-digits-seed0", sweep.name)
         assert config["loss"]["_target_"].endswith(loss) and config["trainer"]["max_steps"] == 4
         assert config["optimizer"]["lr"] == 0.003 and config["seed"] == 0
 

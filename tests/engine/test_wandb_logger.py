@@ -131,3 +131,40 @@ def test_a_process_of_wandb_that_dies_is_told_once(tmp_path, caplog, capfd):
     logger.log_metrics({"train/loss": 2.0}, 0)
     wandb_logger.finish()
     assert not logger.lost and list((tmp_path / "next" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def init(folder, monkeypatch, variables, **given):
+    """What wandb.init would be given."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    default = {"name": "nra-digits-seed0", "group": "sweep"}
+    logger = UnattendedWandbLogger(save_dir=str(folder), default=default, **given)._wandb_init
+    return {key: logger[key] for key in ("mode", "project", "name", "group", "dir")}
+
+
+def test_the_environment_wins_where_the_config_is_at_its_default(tmp_path, monkeypatch):
+    usual = {"project": "dml", "name": "nra-digits-seed0", "group": "sweep", "dir": str(tmp_path), "mode": "offline"}
+    assert init(tmp_path, monkeypatch, {}) == usual
+    given = {"project": "mine", "name": "one", "group": "two", "offline": False}
+    assert init(tmp_path, monkeypatch, {}, **given) == {
+        **{"project": "mine", "name": "one", "group": "two", "dir": str(tmp_path), "mode": "online"},
+    }
+    variables = {
+        **{"WANDB_PROJECT": "p", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_MODE": "online"},
+        "WANDB_DIR": str(tmp_path / "elsewhere"),
+    }
+    elsewhere = str(tmp_path / "elsewhere")
+    assert init(tmp_path, monkeypatch, variables) == {
+        **{"project": "p", "name": "n", "group": "g", "dir": elsewhere, "mode": "online"},
+    }
+    assert init(tmp_path, monkeypatch, variables, **given) == {
+        **{"project": "mine", "name": "one", "group": "two", "dir": elsewhere, "mode": "online"},
+    }
+
+
+def test_what_wandb_reads_itself_it_still_reads(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_TAGS", "a,b")
+    monkeypatch.setenv("WANDB_ENTITY", "us")
+    logger = UnattendedWandbLogger(save_dir=str(tmp_path), settings={"silent": True}, default={"name": "x"})
+    assert logger.experiment.tags == ("a", "b") and logger.experiment.entity == "us"
+    assert logger.experiment.name == "x" and logger.experiment.project == "dml"
