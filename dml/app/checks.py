@@ -50,7 +50,7 @@ def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = Fals
 
 def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[str]:
     """What parts that need no data say when they are made: combinations that no signature tells, and parts without."""
-    weights, optimizer = [torch.nn.Parameter(torch.zeros(1))], None
+    weights, optimizer, loss = [torch.nn.Parameter(torch.zeros(1))], None, None
     for group in ("transform", "evaluator", "loss", "optimizer", "scheduler"):
         if group in broken or not config[group] or (group == "scheduler" and optimizer is None):
             continue
@@ -63,7 +63,9 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             with nullcontext() if group == "optimizer" else torch.device("meta"):  # where sizes take no memory
                 node = without(config[group], Optimizing) if group == "optimizer" else config[group]
                 part = make({**node, "_partial_": True})(**given)
-            if group == "optimizer":
+            if group == "loss":
+                loss = part
+            elif group == "optimizer":
                 optimizer = part
                 yield from _stepped(optimizer, config[group])
         except Exception as error:
@@ -86,7 +88,7 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             yield _first_line(error)
             return
     if not {"transform", "backbone", "embedder"} & broken:
-        yield from network_problems(config, trained=begun)
+        yield from network_problems(config, trained=begun, loss=None if optimizer is None else loss)
 
 
 def _callbacks(config: dict[str, Any]) -> Iterator[str]:

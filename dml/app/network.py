@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dml.app.make import make
+from dml.engine.parameters import check_rules
+from dml.engine.rules import Rule
+from dml.models.backbones import layer_scales
 from dml.models.weights import first_line
 
 # Keys by which parts fetch weights or read them: here only sizes matter, and a backbone's own file, which is compared.
@@ -31,7 +34,9 @@ def check_network(cfg: DictConfig) -> None:
         raise ValueError("\n".join(said))
 
 
-def network_problems(config: Mapping[str, Any], *, trained: bool = False) -> Iterator[str]:
+def network_problems(
+    config: Mapping[str, Any], *, trained: bool = False, loss: nn.Module | None = None
+) -> Iterator[str]:
     """What two images say of a network: a size that it does not take, feature maps, parts without what they need.
 
     On torch's meta device, which computes shapes only and takes a fraction of a second; for real where a part cannot be
@@ -40,6 +45,7 @@ def network_problems(config: Mapping[str, Any], *, trained: bool = False) -> Ite
     Args:
         config: sound groups transform, backbone and embedder.
         trained: weights will come from a checkpoint, so no file is read.
+        loss: whose weights the rules of a sound optimizer group may be about, too; None: they are not looked at.
 
     Returns:
         One line a problem.
@@ -52,7 +58,7 @@ def network_problems(config: Mapping[str, Any], *, trained: bool = False) -> Ite
     problems: list[str] = []
     for place in (torch.device("meta"), nullcontext()):
         with torch.random.fork_rng(devices=[]), torch.no_grad(), place:
-            problems = list(_problems(config, images, trained))
+            problems = list(_problems(config, images, trained, loss))
         if not problems:
             return
     yield from problems
@@ -67,7 +73,7 @@ def _images(transform: dict[str, Any]) -> Tensor:
     return torch.stack([image, image]).reshape(-1, *image.shape[-3:])
 
 
-def _problems(config: Mapping[str, Any], images: Tensor, trained: bool) -> Iterator[str]:
+def _problems(config: Mapping[str, Any], images: Tensor, trained: bool, loss: nn.Module | None) -> Iterator[str]:
     """Of the network as it is made now."""
     no_file = {"checkpoint_path": None} if trained or config["embedder"].get("checkpoint_path") else {}
     node = config["backbone"]
@@ -114,6 +120,18 @@ def _problems(config: Mapping[str, Any], images: Tensor, trained: bool) -> Itera
         )
     elif not any(parameter.requires_grad for parameter in embedder.parameters()):
         yield "embedder: none of its weights and of the backbone's can learn (requires_grad)"
+    elif loss is not None:
+        yield from _rules(config["optimizer"], backbone, nn.ModuleDict({"embedder": embedder, "loss": loss}))
+
+
+def _rules(optimizer: Mapping[str, Any], backbone: nn.Module, learner: nn.Module) -> Iterator[str]:
+    """Rules and layer decay that these weights do not go with."""
+    try:
+        check_rules([Rule(**rule) for rule in optimizer.get("groups") or []], list(learner.named_parameters()))
+        if optimizer.get("layer_decay") is not None:
+            layer_scales(backbone, optimizer["layer_decay"])
+    except ValueError as error:
+        yield first_line(error)
 
 
 def _is_meta(part: nn.Module) -> bool:

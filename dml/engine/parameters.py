@@ -9,6 +9,23 @@ from torch import nn
 from dml.engine.rules import Rule
 
 
+def check_rules(rules: Sequence[Rule], named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    """Hold rules against the names of weights.
+
+    Raises:
+        ValueError: a rule fits no weight, or none that learns; names the config key.
+    """
+    learning = [(name, weight) for name, weight in named if weight.requires_grad]
+    for i, rule in enumerate(rules):
+        if not any(rule.fits(name, weight) for name, weight in learning):
+            frozen = any(rule.fits(name, weight) for name, weight in named)
+            heads = list(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in learning))
+            raise ValueError(
+                f"optimizer.groups.{i}.of={rule.of} fits {'only weights that are frozen' if frozen else 'no weight'}: "
+                f"names begin with {', '.join(heads)}"
+            )
+
+
 def make_optimizer(
     factory: Callable[[Iterable[Any]], torch.optim.Optimizer],
     named: Iterable[tuple[str, nn.Parameter]],
@@ -32,14 +49,7 @@ def make_optimizer(
     scales = scales or {}
     named = list(named)
     learning = [(name, weight) for name, weight in named if weight.requires_grad]
-    for i, rule in enumerate(rules):
-        if not any(rule.fits(name, weight) for name, weight in learning):
-            frozen = any(rule.fits(name, weight) for name, weight in named)
-            heads = list(dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in learning))
-            raise ValueError(
-                f"optimizer.groups.{i}.of={rule.of} fits {'only weights that are frozen' if frozen else 'no weight'}: "
-                f"names begin with {', '.join(heads)}"
-            )
+    check_rules(rules, named)
     if not rules and not scales:
         return factory(weight for _, weight in learning)
     groups: dict[tuple[float, float | None, int], list[nn.Parameter]] = {}
