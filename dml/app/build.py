@@ -35,6 +35,7 @@ from dml.engine.schedule import steps_of_run
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import UnattendedWandbLogger
 from dml.models.backbones import layer_scales
+from dml.models.packaged import packaged_file
 from dml.models.weights import fingerprint
 from dml.words import counted
 
@@ -163,6 +164,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     file = cfg.embedder.get("checkpoint_path") or cfg.backbone.get("checkpoint_path")
+    if not file and cfg.backbone.get("pretrained"):
+        file = packaged_file(str(cfg.backbone.get("name")))
     if file and not (for_evaluation or resumed):  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
     embedder = _embedder(cfg, from_checkpoint=for_evaluation or resumed)

@@ -76,8 +76,8 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
     sizes = [sampler.get("classes_per_batch"), sampler.get("samples_per_class")]
     own_backbone = backbone["_target_"] != _OURS["backbone"]
     file = embedder.get("checkpoint_path") or backbone.get("checkpoint_path")
-    if file and "weights_sha256" in config:
-        file = f"{file} (sha256 {config['weights_sha256']})"
+    if "weights_sha256" in config:
+        file = f"{file or 'of a package'} (sha256 {config['weights_sha256']})"
     weights = file or backbone.get("pretrained")
     return {
         "method": method_of(config["loss"]),
