@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from dml.app.command import run_command
+from dml.app.command import checkpoint_given, run_command
 from dml.app.errors import as_user_error
 
 
@@ -23,7 +23,12 @@ def _run(cfg: DictConfig) -> None:
     run_evaluate(cfg)
 
 
-if __name__ == "__main__":
-    from dml.app.checkpoint import offer_trained_config
+def _offer_trained_config(arguments: list[str]) -> None:
+    path = checkpoint_given(arguments)
+    from dml.app.checkpoint import offer_trained_config  # loads torch
 
-    run_command(main, offer_trained_config)
+    offer_trained_config(path, "trust=true" in arguments)
+
+
+if __name__ == "__main__":
+    run_command(main, _offer_trained_config)

@@ -14,10 +14,10 @@ INSIDE: dict[str, set[str]] = {
     "losses": {"losses", "products"},
     "samplers": {"samplers", "words"},
     "retrieval": {"retrieval", "products"},
-    "data": {"data", "whole_file", "printable", "words"},
+    "data": {"data", "whole_file", "locks", "printable", "words"},
     "report": {"report", "printable"},
     "engine": {"engine", "whole_file", "printable", "words"},
-    "app": {*PARTS, "report", "engine", "app", "whole_file", "printable", "words"},
+    "app": {*PARTS, "report", "engine", "app", "whole_file", "locks", "printable", "words"},
     "": {"app"},  # train.py and evaluate.py
 }
 # A part's own room for what its files share: it knows none of them.

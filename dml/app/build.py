@@ -302,15 +302,21 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     every = cfg.trainer.get("check_val_every_n_epoch")
     if every is None and isinstance(cfg.trainer.val_check_interval, float):  # a share of every epoch
         every = 1
-    return make(
-        cfg.trainer,
-        check_val_every_n_epoch=every,
-        logger=False,
-        callbacks=callbacks,
-        plugins=_plugins(),
-        default_root_dir=str(folder),
-        enable_progress_bar=cfg.progress_bar,
-    )
+    try:
+        return make(
+            cfg.trainer,
+            check_val_every_n_epoch=every,
+            logger=False,
+            callbacks=callbacks,
+            plugins=_plugins(),
+            default_root_dir=str(folder),
+            enable_progress_bar=cfg.progress_bar,
+        )
+    except ValueError as error:  # Lightning knows nothing of our keys
+        given = ", ".join(
+            f"trainer.{key}={cfg.trainer.get(key)}" for key in ("accelerator", "devices", "strategy")
+        )
+        raise ValueError(f"trainer: {error} (with {given})") from error
 
 
 def _plugins() -> list[Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from hydra.core.config_store import ConfigStore
 
-from dml.app.paths import text_of
+from dml.app.paths import checkpoint_in
 from dml.app.trust import distrust
 
 # What `evaluate.py` takes from the checkpoint unless told otherwise.
@@ -19,16 +19,13 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     """Load a checkpoint of this framework, without running any code that it may hold.
 
     Args:
-        path: the file.
+        path: the file, or the folder of its run.
         key: config key to name in errors.
 
     Raises:
         ValueError: the file is missing, truncated, or not a checkpoint of this framework.
     """
-    if path.is_dir():
-        raise ValueError(f"{key}={path} is a folder: give the file, such as {path / 'checkpoints' / 'best.ckpt'}")
-    if not path.is_file():
-        raise ValueError(f"{key}={path} does not exist")
+    path = checkpoint_in(path, key)
     try:
         # Mapped: who asks for the step of a checkpoint does not read its weights.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -98,23 +95,21 @@ def data_to_test(data: dict[str, Any], told: set[str]) -> dict[str, Any]:
     return {**left, "_target_": "dml.data.folder.load_to_test"}
 
 
-def offer_trained_config(arguments: list[str]) -> None:
+def offer_trained_config(path: Path | None, trust: bool) -> None:
     """Offer the config inside of ckpt_path=FILE to Hydra, as choice `as_trained` of each group.
 
     Then `evaluator.ks=[1]` or `data=folder data.root=DIR` on the command line change just that.
 
     Args:
-        arguments: flags, and overrides that Hydra can read.
+        path: of the checkpoint; None, where none is needed.
+        trust: as the command line says.
 
     Raises:
         ValueError: the checkpoint cannot be used.
     """
-    paths = [text_of(a) for a in arguments if a.startswith("ckpt_path=")]
     nodes: dict[str, Any] = {group: {} for group in GROUPS}
-    if paths:
-        config = read_to_evaluate(Path(paths[-1]), "trust=true" in arguments)["dml_config"]
+    if path is not None:
+        config = read_to_evaluate(path, trust)["dml_config"]
         nodes = {group: config[group] for group in GROUPS}
-    elif not any(a.startswith(("-h", "--h", "--v", "--info", "--c")) for a in arguments):
-        raise ValueError("ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote")
     for group, node in nodes.items():
         ConfigStore.instance().store(group=group, name="as_trained", node=node)

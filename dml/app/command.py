@@ -3,13 +3,14 @@
 Imports Hydra only: a mistake is told before torch is loaded.
 """
 
-import importlib.util
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from hydra._internal import utils
@@ -18,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dml.app.launch import one_folder
-from dml.app.paths import readable
+from dml.app.paths import checkpoint_in, readable, text_of
 from dml.app.schema import near, no_key
 from dml.app.unloaded import locate_unloaded
 from dml.printable import printable, tolerant_output
 
-_CONF = Path(__file__).resolve().parents[2] / "conf"
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | None = None) -> None:
@@ -33,10 +34,10 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
         main: what hydra.main made.
         prepare: is given the arguments first; raises ValueError where they will not do.
     """
-    if importlib.util.find_spec("fcntl") is None:
-        sys.exit(
-            "dml runs on Linux and macOS. On Windows use WSL, which is a Linux: https://learn.microsoft.com/windows/wsl"
-        )
+    try:
+        import_module("dml.locks")
+    except ImportError as error:
+        sys.exit(str(error))
     tolerant_output()
     try:
         overrides, flags = arranged(sys.argv[1:])
@@ -54,6 +55,30 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
         main()
     except HydraException as error:
         sys.exit(f"{said(error)}\n(HYDRA_FULL_ERROR=1 shows where it was raised)")
+    except OSError as error:  # of Hydra, which makes the folder
+        files = {Path(frame.filename) for frame in extract_tb(error.__traceback__)} - {Path(__file__)}
+        if any(file.is_relative_to(_ROOT / "dml") for file in files):
+            raise
+        sys.exit(f"{error.filename}: {error.strerror}. Give another hydra.run.dir=DIR (a sweep: hydra.sweep.dir=DIR)")
+
+
+def checkpoint_given(arguments: list[str]) -> Path | None:
+    """The checkpoint that ckpt_path names on a command line as Hydra reads it; None where only help is asked for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    given = [text_of(one) for one in arguments if one.startswith("ckpt_path=")]
+    if not given and any(one.startswith(("-h", "--h", "--v", "--info", "--c")) for one in arguments):
+        return None
+    if not given:
+        raise ValueError(
+            "ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote, or the folder of its run"
+        )
+    path = checkpoint_in(Path(given[-1]), "ckpt_path")
+    if path != Path(given[-1]):
+        print(f"Evaluating {path}", flush=True)
+    return path
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -118,5 +143,5 @@ def _no_such_key(override: str, key: str, parent: DictConfig, error: str) -> str
     more = inspect.signature(locate_unloaded(str(target))).parameters if target else ()
     if key in more and name == override:
         return f"{name} is not in the config yet: add it with a plus, {error.partition(' your config use ')[2]}"
-    groups = () if above else sorted(path.name for path in _CONF.iterdir() if path.is_dir())
+    groups = () if above else sorted(path.name for path in (_ROOT / "conf").iterdir() if path.is_dir())
     return no_key(name, list(dict.fromkeys([*there, *groups])))

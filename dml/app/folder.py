@@ -1,6 +1,5 @@
 """The folder of a run: held by one process, continued by the same command, never mixed with another run."""
 
-import fcntl
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from dml.app.checkpoint import read_checkpoint
 from dml.app.keys import takes_steps
 from dml.app.settings import LATER
 from dml.data.trained_on import TrainedOn
+from dml.locks import lock
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
@@ -39,9 +39,9 @@ def held(folder: Path) -> Iterator[None]:
     if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
         yield
         return
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w") as file:
         deadline = time.monotonic() + _PATIENCE
-        if not (taken := take(lock)):
+        if not (taken := take(file)):
             print(f"Waiting for another process in {folder}", file=sys.stderr)
         while not taken:
             if time.monotonic() > deadline:
@@ -50,18 +50,18 @@ def held(folder: Path) -> Iterator[None]:
                     "hydra.sweep.dir"
                 )
             time.sleep(0.1)
-            taken = take(lock)
+            taken = take(file)
         yield
 
 
-def take(lock: IO[str]) -> bool:
+def take(file: IO[str]) -> bool:
     """Lock the file, for as long as it is open; False if another process has."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, wait=False)
     except BlockingIOError:
         return False
     except OSError as error:  # a file system without locks
-        warnings.warn(f"no lock on {lock.name}: do not run two processes in this folder ({error})", stacklevel=2)
+        warnings.warn(f"no lock on {file.name}: do not run two processes in this folder ({error})", stacklevel=2)
     return True
 
 

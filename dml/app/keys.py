@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +27,12 @@ def check_early(cfg: DictConfig, schema: type) -> None:
     if issubclass(schema, Training) and HydraConfig.initialized():
         cfg = cfg.copy()
         leave_out(cfg, HydraConfig.get().overrides.task, locate_unloaded)
-    _, _, said = wrong_keys(cfg, schema, locate_unloaded)
+    config, _, said = wrong_keys(cfg, schema, locate_unloaded)
+    resume = config.get("resume")
+    folder = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else "."
+    begun = (Path(folder) / "checkpoints").is_dir()  # it goes on with what is there
+    if isinstance(resume, str) and not begun and not Path(resume).expanduser().exists():
+        said.append(f"resume={resume} does not exist")
     if said:
         raise ValueError("\n".join(map(printable, said)))
 

@@ -32,6 +32,23 @@ def expand_home(cfg: DictConfig) -> None:
             cfg[key] = str(Path(value).expanduser())
 
 
+def checkpoint_in(path: Path, key: str) -> Path:
+    """The checkpoint that a path means: the file, or in the folder of a run its best.ckpt, else its last.ckpt.
+
+    Raises:
+        ValueError: there is none; names the key.
+    """
+    if path.is_dir():
+        files = [path / below / f"{name}.ckpt" for name in ("best", "last") for below in ("checkpoints", "")]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise ValueError(f"{key}={path} is a folder without checkpoints: give that of a run, or a best.ckpt in it")
+        return found
+    if not path.is_file():
+        raise ValueError(f"{key}={path} does not exist")
+    return path
+
+
 def quoted(text: str) -> str:
     """Any text as a value that Hydra reads as that text."""
     return QuotedString(text, Quote.single).with_quotes()

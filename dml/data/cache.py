@@ -2,7 +2,6 @@
 
 import atexit
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dml.data import decode as decoding
 from dml.data.dataset import ImageDataset
 from dml.data.decode import Box, Decode
+from dml.locks import lock
 from dml.whole_file import whole_file
 from dml.words import counted
 
@@ -183,12 +183,12 @@ def _more_room(file: Path) -> str:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Only one process at a time builds in a folder; the system lets go of it however the process ends."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
         except BlockingIOError:
             print(f"Waiting for another process that builds a cache in {folder}", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock(file)
         yield
 
 
@@ -198,7 +198,7 @@ _in_use: dict[Path, int] = {}  # file in shared memory -> descriptor whose share
 def _open(file: Path, entries: Sequence[Entry], place: str) -> Cache:
     if place == "ram" and file not in _in_use:
         descriptor = os.open(file, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        lock(descriptor, shared=True)
         if not os.fstat(descriptor).st_nlink:  # its last user removed it in between
             os.close(descriptor)
             raise FileNotFoundError(file)
@@ -209,7 +209,7 @@ def _open(file: Path, entries: Sequence[Entry], place: str) -> Cache:
 
 def _remove_unused(file: Path, descriptor: int) -> None:
     with suppress(BlockingIOError, FileNotFoundError):
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, wait=False)
         file.unlink()
 
 

@@ -14,15 +14,21 @@ from dml.report.runs import Group, Run, group_runs, read_runs, swept_alphas, unf
 from dml.report.tables import as_csv, latex, layout, markdown, table2
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Print and write what the runs have to show; a mistake is one line on standard error."""
     tolerant_output()
     parser = argparse.ArgumentParser(
         prog="python -m dml.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folders of finished runs: a sweep's, ...")
+    parser.add_argument(
+        "folders", nargs="+", type=_path, metavar="DIR", help="folders of finished runs: a sweep's, ..."
+    )
     parser.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.mining")
-    parser.add_argument("--out", type=Path, help="folder to write into; the first DIR by default")
+    parser.add_argument("--out", type=_path, help="folder to write into; the first DIR by default")
     chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.folders[0]
     try:
@@ -38,7 +44,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\n{len(runs) - counted} runs repeat a seed of another and were not counted.")
     if open_ends := unfinished(chosen.folders):
         print(f"\n{len(open_ends)} runs are not finished and were not counted; the first: {open_ends[0]}")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").touch()
+    except OSError as error:
+        sys.exit(f"{out} cannot be written into ({error.strerror}): --out DIR takes another folder")
     files = {"table.md": text + "\n", "table.csv": as_csv(groups), "table.tex": latex(table) + "\n"}
     for name, content in files.items():
         (out / name).write_text(content, encoding="utf-8")

@@ -52,7 +52,7 @@ def train(folder: Path, *overrides: str, run: Callable[[DictConfig], Any] = run_
 
 
 def evaluate(folder: Path, checkpoint: Path, *overrides: str) -> Run:
-    offer_trained_config([f"ckpt_path={checkpoint}", *overrides])
+    offer_trained_config(checkpoint, "trust=true" in overrides)
     overrides = (*QUIET, f"ckpt_path='{checkpoint}'", *overrides)
     return Run(folder, run_evaluate(composed("evaluate", *overrides, folder=folder)))
 

@@ -1,14 +1,16 @@
 """The command line: flags anywhere, and every refusal one line that says what would be right."""
 
-import importlib.util
 import sys
 
 import hydra
 import pytest
 from hydra._internal import utils
 
-from dml.app.command import arranged, run_command
-from tests.app.conftest import ROOT
+from dml.app.command import arranged, checkpoint_given, run_command
+from dml.app.keys import check_early
+from dml.app.paths import quoted
+from dml.app.settings import Training
+from tests.app.conftest import ROOT, composed
 
 
 def main(*arguments, name="train"):
@@ -81,6 +83,39 @@ def test_paths_as_typed(tmp_path):
 
 
 def test_where_locks_are_missing_the_systems_are_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.delitem(sys.modules, "dml.locks", raising=False)
     with pytest.raises(SystemExit, match=r"^dml runs on Linux and macOS\. On Windows use WSL"):
         main("seed=1")
+
+
+def test_evaluate_takes_the_folder_of_a_run(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"^ckpt_path=\S+nowhere does not exist"):
+        checkpoint_given([f"ckpt_path={tmp_path}/nowhere"])
+    with pytest.raises(ValueError, match=r"is a folder without checkpoints"):
+        checkpoint_given([f"ckpt_path={tmp_path}"])
+    with pytest.raises(ValueError, match=r"^ckpt_path=FILE is needed"):
+        checkpoint_given(["seed=1"])
+    assert checkpoint_given(["--help"]) is None
+    folder = tmp_path / "l'été" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("last", "best"):  # the latter is what the run itself tested
+        (folder / f"{name}.ckpt").touch()
+        assert checkpoint_given([f"ckpt_path={quoted(str(folder.parent))}"]) == folder / f"{name}.ckpt"
+        assert capsys.readouterr().out == f"Evaluating {folder / name}.ckpt\n"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    message = refused(f"hydra.run.dir={tmp_path}/file/x")
+    assert (
+        message == f"{tmp_path}/file/x: Not a directory. Give another hydra.run.dir=DIR (a sweep: hydra.sweep.dir=DIR)"
+    )
+
+
+def test_resuming_from_nowhere_is_told_before_torch_is_loaded(tmp_path):
+    cfg = composed("train", f"resume={tmp_path}/nowhere", folder=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^resume=\S+nowhere does not exist$"):
+        check_early(cfg, Training)
+    (tmp_path / "run" / "checkpoints").mkdir()  # the run goes on with these
+    check_early(cfg, Training)
