@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 # Modules from which annotations may take names: they load at once.
-_LIGHT = ("typing", "collections", "annotated_types", "types", "pathlib")
+_LIGHT = ("typing", "collections", "annotated_types", "types", "pathlib", "math")
 
 
 def locate_unloaded(target: str) -> Callable[..., Any]:
@@ -82,6 +82,8 @@ class _Names(dict[str, Any]):
                 above = package.rsplit(".", node.level - 1)[0] if node.level else ""
                 source = ".".join(filter(None, [above, node.module]))
                 self.defined.update({alias.asname or alias.name: f"{source}.{alias.name}" for alias in node.names})
+            elif isinstance(node, ast.Import):
+                self.defined.update({alias.name: alias.name for alias in node.names if alias.name in _LIGHT})
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
                 self.defined[node.name] = node
             elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
@@ -89,6 +91,8 @@ class _Names(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         node = self.defined.get(name)
+        if node in _LIGHT:
+            return importlib.import_module(str(node))
         if isinstance(node, str):
             module, _, imported = node.rpartition(".")
             if module.split(".")[0] in _LIGHT:
