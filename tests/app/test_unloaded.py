@@ -42,7 +42,7 @@ def test_types_and_ranges_are_read():
         ("dml.models.backbones.create_backbone", "checkpoint_path"),
         ("dml.data.folder.load", "root"),
     ):
-        assert _parameters(locate_unloaded(target))[0][name].annotation is not inspect.Parameter.empty, (target, name)
+        assert parameters_of(locate_unloaded(target))[0][name].annotation is not inspect.Parameter.empty, (target, name)
 
 
 def test_what_cannot_be_read_takes_anything():
