@@ -313,9 +313,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
             enable_progress_bar=cfg.progress_bar,
         )
     except ValueError as error:  # Lightning knows nothing of our keys
-        given = ", ".join(
-            f"trainer.{key}={cfg.trainer.get(key)}" for key in ("accelerator", "devices", "strategy")
-        )
+        given = ", ".join(f"trainer.{key}={cfg.trainer.get(key)}" for key in ("accelerator", "devices", "strategy"))
         raise ValueError(f"trainer: {error} (with {given})") from error
 
 

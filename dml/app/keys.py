@@ -103,10 +103,11 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
     if sound("trainer.max_steps", "trainer.max_epochs", "protocol.patience", "callbacks"):
         yield from _ends(config)
-    if sound("scheduler", "protocol.validate") and config["scheduler"].get("_target_", "").endswith(_PLATEAU):
+    schedule = config.get("scheduler") or {}
+    if sound("scheduler", "protocol.validate") and schedule.get("_target_", "").endswith(_PLATEAU):
         if not protocol["validate"]:
             yield f"scheduler={_PLATEAU} looks at validations, and protocol={protocol['name']} has none"
-        elif config["scheduler"].get("mode", "min") != "max":
+        elif schedule.get("mode", "min") != "max":
             yield f"scheduler.mode=max is needed: of protocol.monitor={protocol['monitor']} more is better"
     if sound("data.fold", "data.folds") and config["data"].get("fold") is not None:
         fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
