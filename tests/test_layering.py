@@ -16,6 +16,7 @@ INSIDE: dict[str, set[str]] = {
     "retrieval": {"retrieval", "products"},
     "data": {"data", "whole_file", "locks", "printable", "words"},
     "report": {"report", "printable"},
+    "testing": {"testing", "data"},
     "engine": {"engine", "whole_file", "printable", "words"},
     "app": {*PARTS, "report", "engine", "app", "whole_file", "locks", "printable", "words"},
     "": {"app"},  # train.py and evaluate.py

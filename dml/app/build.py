@@ -68,6 +68,8 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
     assert isinstance(settings, dict)
     split = {key: settings.pop(key) for key in OUR_KEYS if key in settings}
     source = make(settings)
+    if not isinstance(source, Source):
+        raise ValueError(f"data: {settings['_target_']} must return a dml.data.dataset.Source, not {source!r:.60}")
     if not validate:
         return source, None
     return source.hold_out(split.get("val_fraction", 0.2), split.get("fold"), split.get("folds", 5))

@@ -21,6 +21,7 @@ from pytorch_lightning.loggers import WandbLogger
 from dml.app.keys import wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
+from dml.app.one_batch import batches_of_an_epoch
 from dml.app.schema import fits, shown
 from dml.app.settings import LATER, Optimizing, Training, loggers_of, without
 from dml.data.dataset import Records, Source
@@ -186,8 +187,13 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     if len(np.unique(source.train.labels)) == images:
         problems.append("data: no class of the training part has two images, so no anchor has a positive")
     every, interval = cfg.trainer.get("check_val_every_n_epoch"), cfg.trainer.val_check_interval
-    batches = max(1, images // max(1, k * n))
-    if every is not None and isinstance(interval, int) and interval > batches:
+    batches = None
+    if not any("sampler." in problem for problem in problems):
+        try:
+            batches = batches_of_an_epoch(cfg, source.train.labels)
+        except ValueError as error:
+            problems.append(_first_line(error))
+    if batches is not None and every is not None and isinstance(interval, int) and interval > batches:
         problems.append(
             f"trainer.check_val_every_n_epoch={every} counts epochs, and within them trainer.val_check_interval="
             f"{interval} counts steps, of which an epoch has {batches}: give trainer.val_check_interval=1.0 for its end"

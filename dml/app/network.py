@@ -67,6 +67,10 @@ def network_problems(
 def _images(transform: dict[str, Any]) -> Tensor:
     """Two test images as the network gets them, uint8 [B, 3, H, W]."""
     made = make(transform)
+    if missing := [k for k in ("train", "test", "decode", "crop_to_box", "draws_globally") if not hasattr(made, k)]:
+        raise ValueError(
+            f"{type(made).__name__} has no {', '.join(missing)} (docs/own_parts.md says what they are for)"
+        )
     image = made.test(made.decode(np.zeros((300, 400, 3), dtype=np.uint8), None))
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim not in (3, 4) or image.shape[-3] != 3:
         raise ValueError(f"its test images must be uint8 [3, H, W], not {_shape(image)}")
