@@ -64,10 +64,13 @@ def _message(error: Exception) -> str | None:
 
 
 def _of_training(error: Exception) -> str | None:
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
     from dml.engine.datamodule import out_of_shared_memory, worker_died
     from dml.engine.finite import NonFiniteLossError
 
-    if isinstance(error, NonFiniteLossError):
+    # Lightning's own word for a user's mistake: a callback that needs a logger, say.
+    if isinstance(error, NonFiniteLossError | MisconfigurationException):
         return str(error)
     if out_of_shared_memory(error):
         return (

@@ -120,6 +120,10 @@ def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem
         yield Problem(name, value, f"{name}={shown(value)} is not possible: it must be {describe(hint)}")
     elif isinstance(value, dict) and "_target_" in value:  # an argument that is a part itself
         yield from _part(name, value, _ALONE, locate)
+    elif isinstance(value, list):
+        for i, one in enumerate(value):
+            if isinstance(one, dict) and "_target_" in one:
+                yield from _part(f"{name}.{i}", one, _ALONE, locate)
 
 
 def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]:

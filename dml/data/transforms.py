@@ -1,12 +1,13 @@
 """Image transforms: decoded image, uint8 [3, h, w] -> uint8 [3, size, size]. Normalisation is the network's."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Interval
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from dml.data.decode import Decode
@@ -36,6 +37,8 @@ class Transforms:
         flip: mirror horizontally with probability 1/2 in training.
         degrees, translate, scale: random rotation in +-degrees, shift in +-share of the side and zoom in +-share,
             in training; 0 leaves each out.
+        augment: what else is done to a training image, in turn: modules that take and give uint8 [3, size, size], such
+            as torchvision's v2.ColorJitter.
         fill: gray value (0 to 255) of what lies outside of the image, where the crop is larger than it, and of what is
             transparent.
         white: value that becomes 255, of images with more than 8 bits; None: what the kind of file says, as far as it
@@ -45,7 +48,8 @@ class Transforms:
         crop_to_box: cut images to their bounding box first, in training and in test (the box of Table II).
 
     Raises:
-        ValueError: a choice is none of the listed ones, or a number is out of range; names the config key.
+        ValueError: a choice is none of the listed ones, a number is out of range, or a module of `augment` gives
+            something else than it was given; names the config key.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Transforms:
         degrees: Annotated[float, Interval(ge=0, le=180)] = 0.0,
         translate: Annotated[float, Interval(ge=0, le=1)] = 0.0,
         scale: Annotated[float, Interval(ge=0, le=0.99)] = 0.0,
+        augment: Sequence[nn.Module] = (),
         fill: Annotated[int, Interval(ge=0, le=255)] = 0,
         white: Annotated[float, Gt(0)] | None = None,
         ten_crop: bool = False,
@@ -94,7 +99,10 @@ class Transforms:
             fill=fill,
         )
         self._moves = bool(degrees or translate or scale)
-        self.draws_globally = self._moves or train_crop == "random_resized"
+        self._augment = tuple(augment)
+        self.draws_globally = self._moves or train_crop == "random_resized" or bool(self._augment)
+        for i, module in enumerate(self._augment):
+            _check_augment(f"transform.augment.{i}", module, size)
 
     def train(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A training image [3, h, w] from `decode` -> [3, size, size], at random; None: by the global generator."""
@@ -113,7 +121,10 @@ class Transforms:
             image = self._center(image, self.size, self.size)
         if self.flip and torch.rand(1, generator=generator) < 0.5:
             image = image.flip(2)
-        return _from_pillow(self._affine(_to_pillow(image))) if self._moves else image
+        image = _from_pillow(self._affine(_to_pillow(image))) if self._moves else image
+        for module in self._augment:
+            image = module(image)
+        return image
 
     def test(self, image: Tensor) -> Tensor:
         """A test image [3, h, w] from `decode` -> [3, size, size], or [10, 3, size, size]; the same every time."""
@@ -148,6 +159,24 @@ class Transforms:
         y, x = max(0, -top), max(0, -left)
         window[:, y : y + inside.shape[1], x : x + inside.shape[2]] = inside
         return window
+
+
+def _check_augment(key: str, module: nn.Module, size: int) -> None:
+    """Try a module on one image, drawing nothing from the generator of whoever makes the transforms."""
+    image = torch.zeros(3, size, size, dtype=torch.uint8, device="cpu")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        try:
+            found = module(image)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{key}={type(module).__name__} fails on an image: {str(error).splitlines()[0]}"
+            ) from error
+    if not isinstance(found, Tensor) or found.dtype != torch.uint8 or found.shape != image.shape:
+        what = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(
+            f"{key}={type(module).__name__} gives {what}: it must give torch.uint8 {list(image.shape)}, as it was "
+            "given (the network scales by itself: leave ToDtype and Normalize out)"
+        )
 
 
 def _to_pillow(image: Tensor) -> Image.Image:

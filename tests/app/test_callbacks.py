@@ -5,9 +5,12 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.errors import CompactHydraException
 
 from dml.app.checks import check_config
 from dml.app.command import arranged
+from dml.app.errors import as_user_error
+from dml.app.run import run_train
 from tests.app.conftest import composed, train
 
 
@@ -51,6 +54,12 @@ def test_a_callback_of_ones_own_may_end_the_run_and_is_in_last_ckpt_and_row(tmp_
 def test_its_arguments_are_checked(tmp_path, override, said):
     with pytest.raises(ValueError, match=said):
         train(tmp_path, *MINE, override)
+
+
+def test_what_lightning_refuses_while_it_trains_is_one_line(tmp_path):
+    monitor = "+callbacks.lr._target_=pytorch_lightning.callbacks.LearningRateMonitor"
+    with pytest.raises(CompactHydraException, match=r"^Cannot use `LearningRateMonitor` callback with .* no logger"):
+        train(tmp_path, monitor, run=as_user_error(run_train))
 
 
 def test_several_loggers(tmp_path):

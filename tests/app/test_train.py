@@ -149,3 +149,19 @@ def test_mixed_precision_from_training_to_evaluation(tmp_path):
     assert again == {name: value for name, value in run.metrics.items() if name.startswith("test/")}
     exact = evaluate(tmp_path / "exact", best).metrics
     assert exact != again and exact == pytest.approx(again, abs=0.05)
+
+
+def test_transforms_of_torchvision_from_training_to_evaluation(tmp_path):
+    augment = "{_target_: torchvision.transforms.v2.ColorJitter, brightness: 0.5}"
+    run = train(tmp_path / "run", *STEPS, f"transform.augment=[{augment}]")
+    node = {"_target_": "torchvision.transforms.v2.ColorJitter", "brightness": 0.5}
+    assert written(run)["row"]["transform"]["augment"] == [node]
+    plain, workers = (train(tmp_path / name, *STEPS, *given) for name, given in (
+        ("plain", ()), ("workers", (f"transform.augment=[{augment}]", "loader.workers=2"))
+    ))  # fmt: skip
+    weights = [one.checkpoint()["state_dict"]["embedder.head.weight"] for one in (run, plain, workers)]
+    assert not torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    again = evaluate(tmp_path / "again", run.folder / "checkpoints" / "best.ckpt").metrics  # it needs no trust
+    assert again == {name: value for name, value in run.metrics.items() if name.startswith("test/")}
+    with pytest.raises(ValueError, match=r"^transform\.augment\.0\.brightnes is no key: there is brightness"):
+        train(tmp_path / "wrong", f"transform.augment=[{augment.replace('ness', 'nes')}]")

@@ -295,3 +295,30 @@ def test_impossible_options_are_refused(options, key):
 def test_arguments_have_names():
     with pytest.raises(TypeError):
         Transforms(8, 10)
+
+
+def test_augment_follows_the_seed_of_the_image_and_leaves_the_generator_alone():
+    image = torch.randint(0, 256, (3, 12, 12), dtype=torch.uint8)
+    jitter, erase = v2.ColorJitter(brightness=0.5, hue=0.2), v2.RandomErasing(p=1.0, value=7)
+    transforms = Transforms(size=8, resize=12, flip=False, train_crop="center", augment=[jitter, erase])
+    assert transforms.draws_globally
+    before = torch.get_rng_state()
+    first, again, other = (transforms.train(image, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(erase(jitter(image[:, 2:10, 2:10])), first)  # in turn, by torch's draws
+    assert torch.equal(transforms.test(image), image[:, 2:10, 2:10])
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (v2.ToDtype(torch.float32, scale=True), r"^transform\.augment\.1=ToDtype gives torch\.float32 \[3, 8, 8\]"),
+        (v2.Resize(4), r"^transform\.augment\.1=Resize gives torch\.uint8 \[3, 4, 4\]: it must give"),
+        (v2.Normalize([0.5] * 3, [0.5] * 3), r"^transform\.augment\.1=Normalize fails on an image: "),
+    ],
+)
+def test_augment_that_gives_something_else_is_refused(module, said):
+    with pytest.raises(ValueError, match=said):
+        Transforms(size=8, resize=12, augment=[v2.RandomGrayscale(), module])
