@@ -233,10 +233,12 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
             continue
         neighbours[side] = len(queries) - 1
         pairs = int((np.bincount(queries.labels) >= 2).sum())
+        # Of known classes it takes some images of each.
+        way = "" if side == "test" or source.class_disjoint else ". Give a larger data.val_fraction, or protocol=paper"
         if not pairs:
-            yield f"data: no class of the {side} part has two images, so no query has anything to find"
+            yield f"data: no class of the {side} part has two images, so no query has anything to find{way}"
         elif pairs < 2:
-            yield f"data: only one class of the {side} part has two images: {TWO_CLASSES}"
+            yield f"data: only one class of the {side} part has two images: {TWO_CLASSES}{way}"
     fewest = min(neighbours, key=lambda side: neighbours[side])
     if "recall" in cfg.evaluator.get("metrics", ()) and max(cfg.evaluator.get("ks", [0])) > neighbours[fewest]:
         yield (

@@ -145,7 +145,7 @@ def row_of_evaluation(
         },
         "tested": {
             "images": len(built.source.test),
-            "classes": built.source.test.num_classes,
+            "classes": built.source.test.sizes["classes"],  # a gallery may have more
             "gallery_images": built.source.gallery and len(built.source.gallery),
             "precision": trainer.get("precision"),
         },

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dml.data.decode import Box, Decode
-from dml.data.splits import TWO_CLASSES, WHOLE, can_train, check_folds, enough, part_of_each_class, shuffled
+from dml.data.splits import (
+    TWO_CLASSES,
+    WHOLE,
+    can_train,
+    check_folds,
+    enough,
+    part_of_each_class,
+    shuffled,
+    useful_next,
+)
 from dml.words import counted
 
 
@@ -166,10 +175,12 @@ class Source:
                 check_folds(useful[classes], folds, ends)
             elif last:
                 wanted = round(stop * len(classes))
-                last = ends[enough(useful[classes], wanted)]
                 together = len(set(self.train.wholes or ())) > 1
+                if not together:
+                    classes = useful_next(classes, wanted, useful)
+                last = ends[enough(useful[classes], wanted)]
                 if together and not can_train(useful[classes][last:]):
-                    classes = rng.permutation(len(classes))
+                    classes = useful_next(rng.permutation(len(classes)), wanted, useful)
                     last = enough(useful[classes], wanted)
                     notes += (
                         "the validation part holds some classes of a folder whose others train: there are too few",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -87,7 +88,8 @@ def load_image(
         else:
             with Image.open(image) as opened:
                 size = opened.size
-                deep, said = _is_deep_colour(opened), _white_of_file(opened)  # before Pillow reads any pixel
+                # Before Pillow reads any pixel.
+                deep, said, negative = _is_deep_colour(opened), _white_of_file(opened), _is_negative(opened)
                 if resized is not None and box is None:
                     width, height = resized(*size)
                     opened.draft(None, (2 * width, 2 * height))  # None: the mode stays
@@ -96,6 +98,7 @@ def load_image(
                 upright = ImageOps.exif_transpose(opened)
             if upright.mode.startswith(("I", "F")):
                 upright = _of_deep(upright, said, white)
+                upright = ImageOps.invert(upright) if negative else upright
             elif deep:
                 _check_deep_colour(upright, white)
             upright = _on_ground(upright, fill)
@@ -128,10 +131,28 @@ def _of_array(pixels: np.ndarray, white: float | None) -> Image.Image:
 
 def _white_of_file(opened: Image.Image) -> float | None:
     """The value that a file itself says is white, of images with more than 8 bits."""
-    if opened.mode.startswith("I") and opened.format in ("PPM", "JPEG2000"):
+    if opened.mode.startswith("I") and (opened.format == "PPM" or _bits_of_jpeg2000(opened) < 16):
         return 65535  # to which Pillow has scaled them, by what the file says
     bits = int(opened.tag_v2.get(258, (16,))[0]) if isinstance(opened, TiffImageFile) else 16
     return 2**bits - 1 if 8 < bits < 16 else None
+
+
+def _bits_of_jpeg2000(opened: Image.Image) -> int:
+    """Bits of the first channel as a JPEG 2000 file says (SIZ, ISO/IEC 15444-1 A.5.1); 16 if it is another file."""
+    if not isinstance(opened, Jpeg2KImageFile):
+        return 16
+    assert opened.fp is not None  # no pixel has been read
+    before = opened.fp.tell()
+    opened.fp.seek(0)
+    head = opened.fp.read(2**20)
+    opened.fp.seek(before)
+    start = head.find(b"\xff\x4f\xff\x51")  # SOC and SIZ
+    return (head[start + 42] & 0x7F) + 1 if 0 <= start < len(head) - 42 else 16
+
+
+def _is_negative(opened: Image.Image) -> bool:
+    """Whether a TIFF says that its value 0 is white, which Pillow heeds in images of 8 bits only."""
+    return isinstance(opened, TiffImageFile) and opened.tag_v2.get(262) == 0
 
 
 def _of_deep(image: Image.Image, said: float | None, white: float | None) -> Image.Image:
@@ -166,11 +187,11 @@ def _eight_bits(values: np.ndarray, white: float | None, *, sixteen: bool) -> np
     return rounded.clip(0, 255).astype(np.uint8)
 
 
-def _too_dark(high: int) -> ValueError:
+def _too_dark(high: int, way: str = "say so with transform.white={white}") -> ValueError:
     bits = next(bits for bits in (8, 10, 12, 14) if high < 2**bits)
     return ValueError(
-        f"it has 16 bits, but none of its values is above {high}: if they are of {bits} bits, say so with "
-        f"transform.white={2**bits - 1}; if it is as dark as that, with transform.white=65535"
+        f"it has 16 bits, but none of its values is above {high}: if they are of {bits} bits, "
+        f"{way.format(white=2**bits - 1)}; if it is as dark as that, say so with transform.white=65535"
     )
 
 
@@ -185,7 +206,7 @@ def _check_deep_colour(image: Image.Image, white: float | None) -> None:
     if white is None:
         high = int(np.asarray(image.convert("RGB")).max())
         if high < 2**6:
-            raise _too_dark(256 * high + 255)
+            raise _too_dark(256 * high + 255, "bring it to 8 bits, as of such colours only the upper 8 bits are read")
     elif white < 65535:
         raise ValueError(
             f"transform.white={white:g} is not possible for its colours of 16 bits, of which only the upper 8 are "

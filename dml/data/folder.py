@@ -10,12 +10,9 @@ from annotated_types import Ge, Interval
 
 from dml.data.dataset import Records, Source
 from dml.data.layout import by_name, classes_of, identities, wholes
+from dml.data.sides import sides_of
 from dml.data.tree import Tree, read_folders
-
-# Folders right below data.root that are sides of a split, if there is one to train and one to test.
-_TRAIN = ("train", "training")
-_TEST = ("test", "testing", "query", "val", "valid", "validation")  # the first that is there is tested
-_GALLERY = ("gallery",)
+from dml.words import counted
 
 Depth = Annotated[int, Ge(1)]
 
@@ -72,7 +69,7 @@ def load(
     assert root is not None
     tree = read_folders(root, "data.root")
     name = Path(root).expanduser().resolve().name
-    if (sides := _sides(tree)) is not None:
+    if (sides := sides_of(tree, class_depth)) is not None:
         return _of_sides(name, sides, class_depth, min_images, tree.passed_over)
     if not 0 < train_fraction < 1:
         raise ValueError(f"data.train_fraction={train_fraction} is not possible: it must lie between 0 and 1")
@@ -80,8 +77,8 @@ def load(
     first = round(train_fraction * records.num_classes)
     if not 0 < first < records.num_classes:
         raise ValueError(
-            f"data.train_fraction={train_fraction} of the {records.num_classes} classes in data.root={root} leaves "
-            f"{first} to train and {records.num_classes - first} to test: each side needs one"
+            f"data.train_fraction={train_fraction} of the {counted(records.num_classes, 'class')} in data.root={root} "
+            f"leaves {first} to train and {records.num_classes - first} to test: each side needs one"
         )
     # Where one whole folder ends and the next begins.
     parents = records.wholes or records.class_names
@@ -90,8 +87,8 @@ def load(
     notes = []
     if cut != first:
         notes.append(
-            f"data.root={root} is split between its folders {parents[cut - 1]} and {parents[cut]}, which gives {cut} "
-            f"classes to train and not {first}: classes of one folder stay on one side"
+            f"data.root={root} is split between its folders {parents[cut - 1]} and {parents[cut]}, which gives "
+            f"{counted(cut, 'class')} to train and not {first}: classes of one folder stay on one side"
         )
     train_part = records.subset(np.flatnonzero(records.labels < cut))
     test_part = records.subset(np.flatnonzero(records.labels >= cut))
@@ -122,7 +119,7 @@ def load_to_test(
         raise ValueError("evaluation of data=folder needs data.root=DIR or data.test_root=DIR, one of them")
     ((key, folder),) = given.items()
     tree = read_folders(folder, f"data.{key}")
-    sides = _sides(tree)
+    sides = sides_of(tree, class_depth)
     test, *gallery = _records(sides[1:] if sides else [tree], class_depth, min_images, tree.passed_over)
     nothing = Records([], np.zeros(0, dtype=np.int64), ())
     name = Path(folder).expanduser().resolve().name
@@ -142,44 +139,6 @@ def read_tree(root: str | Path, key: str, class_depth: int | None = None) -> Rec
             than one way.
     """
     return _records([read_folders(root, key)], class_depth, None, Counter())[0]
-
-
-def _sides(tree: Tree) -> list[Tree] | None:
-    """[train, test] or [train, test, gallery] of a tree that has such folders; None: it has not."""
-    top = {parts[0].lower(): parts[0] for parts in sorted(tree.folders) if parts}
-    train, test, gallery = (
-        next((top[name] for name in names if name in top), None) for names in (_TRAIN, _TEST, _GALLERY)
-    )
-    if test is None or (train is None and not (gallery and test.lower() == "query")):
-        return None
-    used = [name for name in (train, test, gallery) if name is not None]
-    for name in used:
-        if (name,) in tree.folders:
-            raise ValueError(
-                f"{tree.key}={tree.root}: {' and '.join(used)} look like the sides of a split, but {name} holds the "
-                f"image {tree.folders[name,][0].name} and no class folder: put the images of each class into a folder, "
-                "or rename the folders if they are classes"
-            )
-    for name in sorted(set(top.values()) - set(used)):
-        if name.lower() not in (*_TRAIN, *_TEST):
-            raise ValueError(
-                f"{tree.key}={tree.root} holds {' and '.join(used)}, the sides of a split, and also {name}: give "
-                f"data.train_root=DIR and data.test_root=DIR, or take {name} elsewhere"
-            )
-        tree.passed_over[f"images of the side {name}/"] += sum(
-            len(images) for parts, images in tree.folders.items() if parts[0] == name
-        )
-    if gallery is not None and test.lower() != "query":
-        raise ValueError(f"{tree.key}={tree.root} holds {test} and gallery: the queries of a gallery are called query")
-    if train is not None:
-        for (in_gallery, place), path in sorted(tree.places.items()):
-            other = tree.places.get((False, place))
-            if in_gallery and other is not None and other.is_relative_to(tree.root / train):
-                raise ValueError(
-                    f"{tree.key}: {other} and {path} are one image, linked: it cannot train and be searched"
-                )
-    empty = Tree(tree.root, tree.key, {})
-    return [tree.below(name) if name is not None else empty for name in (train, *used[train is not None :])]
 
 
 def _of_sides(

@@ -1,10 +1,13 @@
 """Which of the folders with images are classes, and when a tree does not say so."""
 
 import re
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
+from dml.data.sides import check_no_sides
 from dml.data.tree import Parts, Tree
+from dml.words import counted
 
 _OMNIGLOT = re.compile(r"character\d+")
 
@@ -24,8 +27,8 @@ def classes_of(tree: Tree, depth: int | None) -> dict[Parts, list[Path]]:
 
     Raises:
         ValueError: images stand beside or above class folders, or without a depth the tree can be read in more than
-            one way: folders of one name stand in several folders (views of a thing, or sides of a split), or only some
-            class folders stand together in a folder.
+            one way: folders are called like the sides of a split, folders of one name stand in several folders (views
+            of a thing, or sides), or only some class folders stand together in a folder.
     """
     key, folders = tree.key, sorted(tree.folders, key=by_name)
     if depth is not None:
@@ -48,6 +51,7 @@ def classes_of(tree: Tree, depth: int | None) -> dict[Parts, list[Path]]:
                 f"{key}: the image {tree.folders[parts][0]} stands beside the class folder "
                 f"{tree.root.joinpath(*above[parts])}: move it into a class folder{way}"
             )
+    check_no_sides(tree)
     names = _without_wrapping(folders)
     if any(len(inner) > 1 for folder, inner in _inside(names).items() if folder):
         _refuse_ambiguous(tree, names)
@@ -68,7 +72,9 @@ def _refuse_ambiguous(tree: Tree, names: list[Parts]) -> None:
     choices = []
     for depth in range(1, min(lengths) + 1):
         classes = sorted({parts[:depth] for parts in names}, key=by_name)
-        choices.append(f"data.class_depth={depth} makes {len(classes)} classes (the first: {'/'.join(classes[0])})")
+        choices.append(
+            f"data.class_depth={depth} makes {counted(len(classes), 'class')} (the first: {'/'.join(classes[0])})"
+        )
     raise ValueError(
         f"{tree.key}={tree.root} can be read in more than one way, as {why}: {'; '.join(choices)}; if they are the "
         "sides of a split give data.train_root=DIR data.test_root=DIR"
@@ -99,7 +105,11 @@ def _without_wrapping(names: list[Parts]) -> list[Parts]:
 
 def identities(*trees: list[Parts]) -> list[list[str]]:
     """What tells classes apart across trees: their folders' names, or their paths where one tree has a name twice."""
-    names = [_without_wrapping(classes) for classes in trees]
+    # macOS writes an umlaut as two characters, other systems as one.
+    names = [
+        [tuple(unicodedata.normalize("NFC", part) for part in parts) for parts in _without_wrapping(classes)]
+        for classes in trees
+    ]
     if all(len({parts[-1] for parts in tree}) == len(tree) for tree in names):
         return [[parts[-1] for parts in tree] for tree in names]
     return [["/".join(parts) for parts in tree] for tree in names]

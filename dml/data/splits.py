@@ -20,6 +20,15 @@ def shuffled(wholes: Sequence[str], rng: np.random.Generator) -> tuple[np.ndarra
     return np.concatenate(parts), edges[np.searchsorted(edges, np.arange(edges[-1] + 1))]
 
 
+def useful_next(classes: np.ndarray, wanted: int, useful: np.ndarray) -> np.ndarray:
+    """The classes in their order, but after the first `wanted` those with two images come before those with one.
+
+    So a part that has to grow takes no class of one image with it, which only the others could use.
+    """
+    rest = classes[wanted:]
+    return np.concatenate([classes[:wanted], rest[useful[rest]], rest[~useful[rest]]])
+
+
 def enough(useful: np.ndarray, least: int) -> int:
     """How many classes from the first on are `least` at least and hold two useful ones: with two images each."""
     second = np.flatnonzero(useful)[1:2]

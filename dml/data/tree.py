@@ -13,6 +13,8 @@ from PIL.ImageFile import StubImageFile
 _OF_THE_SYSTEM = frozenset(
     {"@eadir", "@tmp", "#recycle", "__macosx", "lost+found", "$recycle.bin", "system volume information", "__pycache__"}
 )
+# Folders of class folders' companions, in lower case, which may do without images.
+_BESIDE_IMAGES = frozenset({"annotation", "annotations", "label", "labels", "metadata", "docs", "lists", "splits"})
 # Formats that Pillow tells from others but cannot decode by itself: films, and what it hands to other programs.
 _NOT_DECODED = frozenset({"MPEG", "EPS", "IPTC"})
 HIDDEN = "hidden (names that begin with a dot)"
@@ -30,6 +32,7 @@ class Tree:
         key: config key that names it.
         folders: path below the root -> its images, sorted by name; in no order.
         passed_over: extension, or another word for the kind -> how many were passed over.
+        again: links to folders that were not followed, as these are read elsewhere.
         places: (in a folder gallery or not, where an image really is) -> the path by which it was found.
     """
 
@@ -37,6 +40,7 @@ class Tree:
     key: str
     folders: dict[Parts, list[Path]]
     passed_over: Counter[str] = field(default_factory=Counter)
+    again: list[Parts] = field(default_factory=list)
     places: dict[tuple[bool, str], Path] = field(default_factory=dict)
 
     def below(self, name: str) -> "Tree":
@@ -72,6 +76,8 @@ def read_folders(root: str | Path, key: str) -> Tree:
         ValueError: the root or a folder in it cannot be read or holds no image, an image link leads nowhere, or one
             image is reached by two names.
     """
+    if not str(root):  # it would be the current folder
+        raise ValueError(f"{key}= is empty: give a folder")
     base = Path(root).expanduser()
     if not base.is_dir():
         raise ValueError(f"{key}={base} is not a folder")
@@ -87,9 +93,10 @@ def read_folders(root: str | Path, key: str) -> Tree:
         where, gallery = os.path.realpath(folder), parts[:1] != () and parts[0].lower() == "gallery"
         if parts and (gallery, where) in known:
             tree.passed_over[TWICE] += 1
+            tree.again.append(parts)
             continue
         known.add((gallery, where))
-        images, holds_folders = [], False
+        images, holds_folders, others = [], False, Counter[str]()
         for entry in _entries(folder, key):
             name, end = entry.name, os.path.splitext(entry.name)[1].lower()
             leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
@@ -115,11 +122,17 @@ def read_folders(root: str | Path, key: str) -> Tree:
                     raise ValueError(f"{key}: {other} and {path} are one image, linked: remove one of them")
                 images.append(path)
             else:
-                tree.passed_over[end or "no extension"] += 1
+                others[end or "no extension"] += 1
+        tree.passed_over.update(others)
         if images:
             tree.folders[parts] = sorted(images)
         elif not holds_folders and parts:
-            raise ValueError(f"{key}: the class folder {folder} holds no image: remove it or fill it")
+            beside = next((part for part in parts if part.lower() in _BESIDE_IMAGES), None)
+            if not (beside and others):
+                raise ValueError(
+                    f"{key}: the class folder {folder} holds no image{said(others, ', but ')}: remove it or fill it"
+                )
+            tree.passed_over[f"{beside}/ (folders without images)"] += 1
     if not tree.folders:
         known_ends = ", ".join(sorted(ends))
         raise ValueError(f"{key}={base} holds no image ({known_ends}){said(tree.passed_over, ', but ')}")

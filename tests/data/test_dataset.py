@@ -111,6 +111,14 @@ def test_classes_of_one_image_do_not_count_for_a_validation_part(seed):
     assert validation.num_classes == 2 or (pairs(validation) == 2 and rest.notes)
 
 
+@pytest.mark.parametrize("many", range(2, 12))
+def test_a_part_that_grows_takes_no_class_of_one_image_more(many):
+    source = make_source([1] * many + [5] * 3)
+    rest, validation = source.hold_out(0.15)
+    assert pairs(validation) == 2 and pairs(rest.train) == 1
+    assert validation.num_classes <= 2 + round(0.15 * (many + 3)) and rest.train.num_classes >= 2
+
+
 @pytest.mark.parametrize("sizes", [[5], [5, 5], [5, 5, 5], [5, 5, 1, 1], [5, 1, 1, 1, 1, 1]])
 def test_too_few_classes_to_validate_with_are_refused(sizes):
     with pytest.raises(ValueError, match=r"data\.val_fraction=0\.3\b"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from dml.data.decode import Decode, load_image
+from dml.data.decode import Decode, _bits_of_jpeg2000, load_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
 GRAY = RGB[..., 0]
@@ -206,7 +206,7 @@ def test_colours_of_16_bits(tmp_path):
     for bits in (8, 12):
         path = png_of_16_bits(tmp_path / f"{bits}.png", RGB.astype(np.uint16) << (bits - 8))
         with pytest.raises(
-            ValueError, match=rf"{bits}\.png cannot be read: it has 16 bits, but none .*transform\.white"
+            ValueError, match=rf"{bits}\.png cannot be read: it has 16 bits, .* bring it to 8 bits, .*white=65535"
         ):
             load_image(path)
         with pytest.raises(ValueError, match=r"transform\.white=4095 is not possible for its colours of 16 bits"):
@@ -222,6 +222,34 @@ def test_what_a_file_says_of_its_white_needs_nobody_to_say_it(tmp_path):
         assert np.abs(shades(load_image(path, white=white)) - SHADES).max() <= 1.01 / 255
     path.write_bytes(b"P5 8 8 4095\n" + (values // 16).astype(">u2").tobytes())  # as dark as that
     assert shades(load_image(path)).max() == 15 / 255
+
+
+def test_jpeg2000_is_scaled_by_the_bits_that_it_says(tmp_path):
+    # The white of a file of 16 bits is a guess, as elsewhere; Pillow writes no other number of bits.
+    path = save(Image.fromarray((SHADES * 4095).astype(np.uint16)), tmp_path / "x.jp2")
+    with pytest.raises(ValueError, match=r"none of its values is above 4095.*transform\.white=4095"):
+        load_image(path)
+    assert np.abs(shades(load_image(path, white=4095)) - SHADES).max() <= 1.01 / 255
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 42
+    assert content[at] == 15
+    with Image.open(path) as opened:
+        assert _bits_of_jpeg2000(opened) == 16
+    path.write_bytes(content[:at] + bytes([11]) + content[at + 1 :])
+    with Image.open(path) as opened:
+        assert _bits_of_jpeg2000(opened) == 12
+
+
+def test_a_tiff_whose_0_is_white(tmp_path):
+    values = (SHADES * 65535).astype(np.uint16)
+    for name, pixels in (("8.tif", (SHADES * 255).astype(np.uint8)), ("16.tif", values)):
+        path = save(Image.fromarray(pixels), tmp_path / name)
+        content = bytearray(path.read_bytes())
+        at = content.index((262).to_bytes(2, "little") + b"\x03\x00\x01\x00\x00\x00") + 8
+        assert content[at] == 1
+        content[at] = 0  # PhotometricInterpretation: WhiteIsZero
+        path.write_bytes(content)
+        assert np.abs(shades(load_image(path)) - (1 - SHADES)).max() <= 1.01 / 255
 
 
 def test_a_black_image_of_16_bits_is_black_whatever_white_is(tmp_path):

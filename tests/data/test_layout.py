@@ -1,5 +1,7 @@
 """Trees of more than one level: which folders are classes, sides of a split, and what is refused."""
 
+import re
+
 import pytest
 
 from dml.data import folder
@@ -67,11 +69,74 @@ def test_a_side_that_is_not_read_is_counted(tmp_path):
         ({"train/a": 1, "val/b": 1, "more/c": 1}, r"also more: give data\.train_root=DIR and data\.test_root=DIR"),
         ({"query/a": 1, "gallery/a": 1}, r"no folder train: evaluate\.py can test it"),
         ({"train/a": 1, "test/b": 1, "gallery/b": 1}, "the queries of a gallery are called query"),
+        ({"train/a": 1, "Train/b": 1, "test/c": 1}, "holds both Train and train"),
+        ({"train/a": 1, "training/b": 1, "test/c": 1}, "which of them trains"),
+        ({"train/a": 1, "test": 2}, "test holds the image 0.png and no class folder"),
     ],
 )
 def test_sides_that_are_none(tmp_path, tree, said):
     with pytest.raises(ValueError, match=rf"^data\.root={tmp_path}.*{said}"):
         folder.load(root=str(grow(tmp_path, tree)))
+
+
+def test_queries_are_tested_where_there_is_a_gallery(tmp_path):
+    source = folder.load(root=str(grow(tmp_path, {"train/a": 1, "test/b": 5, "query/c": 1, "gallery/c": 2})))
+    assert names(source) == (("a",), ("c",)) and source.passed_over == {"images of the side test/": 5}
+
+
+@pytest.mark.parametrize("sides", [("train_images", "test_images"), ("TrainSet", "TestSet"), ("train", "dev"),
+    ("all/train", "all/val"), ("seg_train/seg_train", "seg_test/seg_test"), ("train2017", "val2017")])  # fmt: skip
+@pytest.mark.parametrize("classes", ["ab/ab", "ab/cd"])
+def test_what_looks_like_sides_is_not_split_by_name(tmp_path, sides, classes):
+    grow(tmp_path, {f"{side}/{c}": 2 for side, some in zip(sides, classes.split("/"), strict=True) for c in some})
+    with pytest.raises(
+        ValueError, match=rf"^data\.root={tmp_path} holds .* look like the sides of a split: "
+    ) as caught:
+        folder.load(root=str(tmp_path))
+    # What the message says can be given.
+    said = re.search(r"data\.train_root=(\S+) data\.test_root=(\S+), or data\.class_depth=(\d)", str(caught.value))
+    train_root, test_root, depth = said.groups()
+    source = folder.load(train_root=train_root, test_root=test_root)
+    assert source.class_disjoint == (classes == "ab/cd") and len(source.train) == len(source.test) == 4
+    assert folder.load(root=str(tmp_path), class_depth=int(depth)).train.num_classes == 2
+
+
+def test_things_may_be_called_like_sides(tmp_path):
+    grow(tmp_path, {"train_station": 1, "test_tube": 1, "dev": 1, "vehicles/train": 1})
+    source = folder.load_to_test(root=str(tmp_path))
+    assert source.test.class_names == ("dev", "test_tube", "train_station", "vehicles/train")
+    grow(tmp_path / "flat", {"train": 1, "test": 1, "car": 1, "bus": 1})
+    with pytest.raises(ValueError, match=r"data\.class_depth=1 if these folders are classes"):
+        folder.load(root=str(tmp_path / "flat"))
+    source = folder.load(root=str(tmp_path / "flat"), class_depth=1)
+    assert names(source) == (("bus", "car"), ("test", "train"))
+
+
+def test_sides_of_links_are_not_taken_for_nothing(tmp_path):
+    def link(name, to):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / to)
+
+    grow(tmp_path / "1", {"train/a": 1, "train/b": 1})
+    link("1/test", "1/train")
+    with pytest.raises(ValueError, match=r"1/test is a link to .*1/train, which is on another side"):
+        folder.load(root=str(tmp_path / "1"))
+    grow(tmp_path / "2", {f"all/{c}": 1 for c in "abcd"})
+    for name in ("train/a", "train/b", "test/c", "test/d"):
+        link(f"2/{name}", f"2/all/{name[-1]}")
+    with pytest.raises(ValueError, match=r"also all: give data\.train_root=DIR"):
+        folder.load(root=str(tmp_path / "2"))
+    source = folder.load(train_root=str(tmp_path / "2/train"), test_root=str(tmp_path / "2/test"))
+    assert names(source) == (("a", "b"), ("c", "d"))
+    grow(tmp_path / "3", {"train/a": 1, "test/b": 1})  # harmless: a loop, and a side that is not read
+    link("3/train/up", "3")
+    link("3/val", "3/test")
+    assert names(folder.load(root=str(tmp_path / "3"))) == (("a",), ("b",))
+
+
+def test_an_umlaut_is_one_name_however_it_is_written(tmp_path):
+    source = folder.load(root=str(grow(tmp_path, {"train/\u00fc": 1, "val/u\u0308": 1})))
+    assert not source.class_disjoint and "all 1 test classes" in source.leak
 
 
 def test_a_class_may_be_called_train(tmp_path):

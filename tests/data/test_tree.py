@@ -45,6 +45,32 @@ def test_what_is_passed_over_is_counted(tmp_path):
     }
 
 
+def test_annotations_beside_images_are_passed_over(tmp_path):
+    grow(tmp_path, {"images/x": 1, "images/y": 1})
+    for c in "xy":
+        (tmp_path / "Annotation" / c).mkdir(parents=True)
+        (tmp_path / "Annotation" / c / "0001").write_text("<annotation>")
+    found, passed_over = read(tmp_path)
+    assert set(found) == {"images/x", "images/y"}
+    assert passed_over == {"no extension": 2, "Annotation/ (folders without images)": 2}
+    grow(tmp_path, {"labels/x": 1})  # of things that are labels
+    with pytest.raises(ValueError, match=r"data\.class_depth=2 makes 3 classes"):
+        read(tmp_path)
+
+
+def test_a_class_without_images_is_refused_with_what_it_holds(tmp_path):
+    grow(tmp_path, {"x": 1, "y": 1, "z": 0})
+    for i in range(3):
+        (tmp_path / "z" / f"{i}.heic").touch()
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'z'} holds no image, but 3 \.heic"):
+        read(tmp_path)
+
+
+def test_an_empty_root_is_not_the_current_folder():
+    with pytest.raises(ValueError, match=r"^data\.root= is empty"):
+        folder.load(root="")
+
+
 def test_links_are_followed(tmp_path):
     elsewhere, root = (
         grow(tmp_path / "elsewhere", {"b": 2, "deep/c": 1, "one": ["k.png"]}),
