@@ -10,6 +10,7 @@ from dml.losses.circle import CircleLoss
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.cos_face import CosFaceLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
+from dml.losses.fast_ap import FastAPLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.memory import CrossBatchMemory
@@ -21,12 +22,15 @@ from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
 from dml.losses.proxy_anchor import ProxyAnchorLoss
 from dml.losses.proxy_nca import ProxyNCALoss
+from dml.losses.recall_at_k import RecallAtKLoss
+from dml.losses.smooth_ap import SmoothAPLoss
 from dml.losses.soft_triple import SoftTripleLoss
+from dml.losses.sup_ap import SupAPLoss
 from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
 from dml.losses.tuplet_margin import TupletMarginLoss
 from tests import oracles
-from tests.losses import by_anchors, by_proxies
+from tests.losses import by_anchors, by_proxies, by_ranks
 
 
 class Known(NamedTuple):
@@ -55,6 +59,10 @@ PAIRS = {
     "generalized_lifted": Known(GeneralizedLiftedLoss, by_anchors.generalized_lifted, {}),
     "nca": Known(NCALoss, by_anchors.nca, {}),
     "nca, raw": Known(NCALoss, by_anchors.nca, {"normalize": False}),
+    "smooth_ap": Known(SmoothAPLoss, by_ranks.smooth_ap, {"temperature": 0.1}),
+    "sup_ap": Known(SupAPLoss, by_ranks.sup_ap, {}),
+    "fast_ap": Known(FastAPLoss, by_ranks.fast_ap, {}),
+    "recall_at_k": Known(RecallAtKLoss, by_ranks.recall_at_k, {"rank_temperature": 0.1}),
     "tuplet_margin": Known(TupletMarginLoss, by_anchors.tuplet_margin, {}),
 }
 # Pairs of all kinds of the batch, without anchors.

@@ -53,18 +53,25 @@ def sum_over_cosines(
     A gap is half of a squared distance, so it has all its digits where a cosine near 1 has lost them.
     `share`: how many numbers the term holds for each gap.
     """
-    norms = torch.linalg.vector_norm(x.detach(), dim=1)
-    columns = _Positives(labels)
-    if bool((norms < _LEAST).any()):  # such rows are no unit vectors: |a - b|^2 = |a|^2 + |b|^2 - 2 ab
-        z = unit(x)
-        short = norms < _LEAST
+    z, short = unit(x), torch.linalg.vector_norm(x.detach(), dim=1) < _LEAST
+    if bool(short.any()):
         missing = torch.where(short, 1 - z.square().sum(dim=1), 0)
+        return sum_over_products(z, missing, labels, term, rows, share=share)
+    columns = _Positives(labels)
+    return sum_over_rows(z, lambda own, squared: term(columns.row(own, squared / 2)), rows=rows, share=share)
 
-        def with_short(own: Tensor, squared: Tensor, missing: Tensor) -> Tensor:
-            return term(columns.row(own, (squared + missing[own, None] + missing) / 2))
 
-        return sum_over_rows(z, with_short, missing, rows=rows, share=share)
-    return sum_over_rows(unit(x), lambda own, squared: term(columns.row(own, squared / 2)), rows=rows, share=share)
+def sum_over_products(
+    z: Tensor, missing: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor, *, share: int = 1
+) -> Tensor:
+    """The same for rows z [m, d] that are no unit vectors, of 1 less their dot products; `missing` [m] is 1 - |z|^2."""
+    columns = _Positives(labels)
+
+    def gaps(own: Tensor, squared: Tensor, missing: Tensor) -> Tensor:
+        # |a - b|^2 = |a|^2 + |b|^2 - 2 ab
+        return term(columns.row(own, (squared + missing[own, None] + missing) / 2))
+
+    return sum_over_rows(z, gaps, missing, rows=rows, share=share)
 
 
 def sum_over_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
