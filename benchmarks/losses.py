@@ -16,11 +16,22 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import by_turns, extra_memory, in_process, timed
+from dml.losses.circle import CircleLoss
 from dml.losses.contrastive import ContrastiveLoss
+from dml.losses.fast_ap import FastAPLoss
+from dml.losses.generalized_lifted import GeneralizedLiftedLoss
 from dml.losses.lifted import LiftedLoss
+from dml.losses.multi_similarity import MultiSimilarityLoss
+from dml.losses.nca import NCALoss
 from dml.losses.npair import NPairLoss
 from dml.losses.nra import NRALoss
+from dml.losses.nt_xent import NTXentLoss
+from dml.losses.recall_at_k import RecallAtKLoss
+from dml.losses.smooth_ap import SmoothAPLoss
+from dml.losses.sup_ap import SupAPLoss
+from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
+from dml.losses.tuplet_margin import TupletMarginLoss
 from dml.products import matmul
 
 Case = Callable[[Tensor, Tensor], Tensor]
@@ -56,6 +67,12 @@ def peers() -> dict[str, Case]:
     return {
         "hard triplet (pml)": lambda x, y: triplet(x, y, hard(x, y)),
         "contrastive (pml)": losses.ContrastiveLoss(),
+        "circle (pml)": losses.CircleLoss(),
+        "sup_con (pml)": losses.SupConLoss(temperature=0.1),
+        "nt_xent (pml)": losses.NTXentLoss(temperature=0.1),
+        "nca (pml)": losses.NCALoss(),
+        "tuplet_margin (pml)": losses.TupletMarginLoss(),
+        "fast_ap (pml)": losses.FastAPLoss(),
         "lifted (pml)": losses.GeneralizedLiftedStructureLoss(),
         "lifted, eq. 3 (pml)": losses.LiftedStructureLoss(),
     }
@@ -74,10 +91,21 @@ def cases(m: int) -> dict[str, Case]:
         "contrastive": ContrastiveLoss(),
         "lifted": LiftedLoss(),
         "npair": NPairLoss(),
+        "multi_similarity": MultiSimilarityLoss(),
+        "circle": CircleLoss(),
+        "sup_con": SupConLoss(),
+        "nt_xent": NTXentLoss(),
+        "generalized_lifted": GeneralizedLiftedLoss(),
+        "nca": NCALoss(),
+        "tuplet_margin": TupletMarginLoss(),
+        "smooth_ap": SmoothAPLoss(),
+        "sup_ap": SupAPLoss(),
+        "fast_ap": FastAPLoss(),
+        "recall_at_k": RecallAtKLoss(),
         **peers(),
     }
     limits = {"lifted, eq. 3 (pml)": 512, "nra (plain)": 16384}
-    limits |= dict.fromkeys(("hard triplet (pml)", "contrastive (pml)", "lifted (pml)"), 16384)
+    limits |= {name: 16384 for name in found if name.endswith("(pml)") and name not in limits}
     for name in [name for name, limit in limits.items() if name in found and m > limit]:
         print(f"left out at m = {m}: {name}")
         del found[name]
