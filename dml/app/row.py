@@ -149,6 +149,7 @@ def row_of_evaluation(
             "gallery_images": built.source.gallery and len(built.source.gallery),
             "precision": trainer.get("precision"),
         },
+        "class_disjoint": None if leak is None else row["class_disjoint"] and not leak,
         "leaked": row["leaked"] or (None if leak is None else bool(leak)),
         "leak": row["leak"] or (UNKNOWN if leak is None else leak or None),
     }

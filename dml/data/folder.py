@@ -1,7 +1,9 @@
 """Any tree of class folders, in one tree that is split by class or in folders for the two sides."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from annotated_types import Ge, Interval
 from dml.data.dataset import Records, Source
 from dml.data.layout import by_name, classes_of, identities, wholes
 from dml.data.sides import sides_of
+from dml.data.trained_on import fingerprints
 from dml.data.tree import Tree, read_folders
 from dml.words import counted
 
@@ -123,7 +126,7 @@ def load_to_test(
     test, *gallery = _records(sides[1:] if sides else [tree], class_depth, min_images, tree.passed_over)
     nothing = Records([], np.zeros(0, dtype=np.int64), ())
     name = Path(folder).expanduser().resolve().name
-    return Source(name, nothing, test, next(iter(gallery), None), passed_over=tree.passed_over)
+    return _with_copies_told(Source(name, nothing, test, next(iter(gallery), None), passed_over=tree.passed_over))
 
 
 def read_tree(root: str | Path, key: str, class_depth: int | None = None) -> Records:
@@ -163,7 +166,7 @@ def _of_sides(
         )
     if common:
         leak = f"all {len(tested)} test classes are training classes (by the names of their folders)"
-    return Source(
+    source = Source(
         name,
         train,
         test,
@@ -172,6 +175,33 @@ def _of_sides(
         passed_over=passed_over,
         leak=leak,
     )
+    return _with_copies_told(source)
+
+
+def _with_copies_told(source: Source) -> Source:
+    """The source with a note of queries that the gallery holds a copy of: another file of the same content."""
+    if source.gallery is None:
+        return source
+    own = source.own_index
+    assert own is not None
+    others = [image for image, place in zip(source.test.images, own.tolist(), strict=True) if place < 0]
+    # Files of different sizes are not read.
+    of_size: dict[int, list[Path]] = {}
+    for image in source.gallery.images:
+        of_size.setdefault(os.path.getsize(image), []).append(image)
+    some = {image: size for image in others if (size := os.path.getsize(image)) in of_size}
+    there = [image for size in set(some.values()) for image in of_size[size]]
+    of_content = dict(zip(fingerprints(there).tolist(), there, strict=True))
+    pairs = zip(some, fingerprints(list(some)).tolist(), strict=True)
+    copies = [(image, of_content[content]) for image, content in pairs if content in of_content]
+    if not copies:
+        return source
+    note = (
+        f"the gallery holds copies of {len(copies)} of {counted(len(source.test), 'query image')} (the first: "
+        f"{copies[0][1]} of {copies[0][0]}), which find these first. If that is not wanted, put links in their "
+        "place: a query does not find itself"
+    )
+    return replace(source, notes=(*source.notes, note))
 
 
 def _records(

@@ -95,8 +95,8 @@ class Evaluator:
             embeddings: [N, D], on the device that is to do the work. labels: [N].
             gallery, gallery_labels: where to search, if not among the others: [G, D] and [G].
             own_index: [N] whole numbers: where in the gallery the image of each query is, which it does not find; -1:
-                nowhere. None: nowhere for all; a warning says when the rows look otherwise. Other rows of the gallery
-                that equal a query's are found.
+                nowhere. None: nowhere for all. If it is so for all, a warning says when the rows look otherwise. Other
+                rows of the gallery that equal a query's are found.
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
@@ -170,14 +170,19 @@ class Evaluator:
 
 def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None:
     """Checked, as [Q] int64; None if no query is in the gallery. Warns of queries that seem to be there unsaid."""
-    if own_index is None:
-        if g is not None and x.shape == g.shape and torch.equal(x, g):
-            warnings.warn(
-                f"queries and gallery are the same {len(x)} embeddings, so each query finds itself: leave the gallery "
-                "out to search each among the others, or give own_index=, where each query is in the gallery",
-                stacklevel=3,
-            )
-        return None
+    own = None if own_index is None else _checked(own_index, x, g)
+    if own is not None and (own >= 0).any():
+        return own
+    if g is not None and x.shape == g.shape and torch.equal(x, g):
+        warnings.warn(
+            f"queries and gallery are the same {len(x)} embeddings, so each query finds itself: leave the gallery "
+            "out to search each among the others, or give own_index=, where each query is in the gallery",
+            stacklevel=3,
+        )
+    return None
+
+
+def _checked(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray:
     if g is None:
         raise ValueError("evaluation with own_index= needs gallery= too: without one, a query never finds itself")
     own = np.asarray(own_index.tolist() if isinstance(own_index, Tensor) else own_index)
@@ -185,7 +190,7 @@ def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None
         raise ValueError(f"own_index must be {len(x)} whole numbers, one a query, not {own.dtype} {list(own.shape)}")
     if own.min() < -1 or own.max() >= len(g):
         raise ValueError(f"own_index must be from -1 (none) to {len(g) - 1}, not {own.min()} to {own.max()}")
-    return own.astype(np.int64) if (own >= 0).any() else None
+    return own.astype(np.int64)
 
 
 def _normalized(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def test_the_row_tells_apart_what_trained_and_what_is_tested(of_folder, tmp_path
         assert found["tested"] == {"images": 6, "classes": 3, "gallery_images": None, "precision": "32-true"}
         assert found["trainer"] == {k: v for k, v in before["row"]["trainer"].items() if k in found["trainer"]}
         assert found["trainer"]["max_steps"] == 2 and found["train_split"]["train_fraction"] == 0.5
-        assert found["leaked"] is False and found["leak"] is None
+        assert found["leaked"] is False and found["leak"] is None and found["class_disjoint"]
 
 
 def test_the_test_part_of_the_training_is_what_it_was(of_folder, tmp_path):
@@ -156,7 +156,7 @@ def test_what_was_trained_on_marks_the_row(of_folder, tmp_path, caplog, given, l
         Image.new("RGB", (5, 5), (i, 7, 7)).save(image)
     given = given.format(tree=tree, renamed=tmp_path / "renamed", others=tmp_path / "others")
     found = row(evaluate(tmp_path / "run", trained.folder / "checkpoints" / "best.ckpt", given))
-    assert found["leaked"] is True
+    assert found["leaked"] is True and found["class_disjoint"] is False
     assert re.search(leak, found["leak"]) and found["leak"] in caplog.text
 
 
@@ -165,7 +165,9 @@ def test_a_checkpoint_that_does_not_say_what_trained_it(of_folder, tmp_path, cap
     del stored["trained_on"]
     torch.save(stored, tmp_path / "old.ckpt")
     found = row(evaluate(tmp_path / "run", tmp_path / "old.ckpt"))
-    assert found["leaked"] is None and "unknown" in found["leak"] and "unknown" in caplog.text
+    assert (
+        found["leaked"] is found["class_disjoint"] is None and "unknown" in found["leak"] and "unknown" in caplog.text
+    )
     assert found["train_images"] is None and found["train_classes"] is None
 
 

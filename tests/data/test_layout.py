@@ -253,3 +253,15 @@ def test_a_gallery_may_hold_the_queries_again(tmp_path):
     (tmp_path / "gallery" / "b" / "seen.png").symlink_to(tmp_path / "train" / "x" / "0.png")
     with pytest.raises(ValueError, match=r"train/x/0\.png and .*gallery/b/seen\.png are one image.*cannot train"):
         folder.load(root=str(tmp_path))
+
+
+def test_copies_of_queries_in_the_gallery_are_told(tmp_path):
+    grow(tmp_path, {"train/a": 1, "query/b": 3, "query/c": 2, "gallery/b": 1, "gallery/c": 2})
+    for number, image in enumerate(sorted(tmp_path.rglob("*.png"))):  # all different, of equal and of other sizes
+        image.write_bytes(b"x" * (8 + number // 2) + bytes([number]))
+    assert folder.load(root=str(tmp_path)).notes == ()
+    (tmp_path / "gallery/b/copy.png").write_bytes((tmp_path / "query/b/1.png").read_bytes())
+    (tmp_path / "gallery/b/link.png").symlink_to(tmp_path / "query/b/2.png")  # no query finds itself
+    for source in (folder.load(root=str(tmp_path)), folder.load_to_test(root=str(tmp_path))):
+        (note,) = source.notes
+        assert "copies of 1 of 5 query images" in note and "gallery/b/copy.png of " in note and "b/1.png)" in note

@@ -315,6 +315,8 @@ def test_queries_that_are_the_gallery_unsaid_are_told():
     for g in (x, x.astype(np.float64), torch.tensor(x), 2 * x):
         with pytest.warns(UserWarning, match="same 30 embeddings.*own_index="):
             assert evaluator(x, y, gallery=g, gallery_labels=y) == {"recall@1": 1}
+    with pytest.warns(UserWarning, match="same 30 embeddings"):  # as of a source whose images are copies
+        evaluator(x, y, gallery=x, gallery_labels=y, own_index=[-1] * 30)
 
 
 @pytest.mark.filterwarnings("error")
