@@ -39,13 +39,18 @@ def sides_of(tree: Tree, depth: int | None) -> list[Tree] | None:
         return None
     used = [name for name in (train, test, gallery) if name is not None]
     flat = [name for name in used if (name,) in tree.folders]
-    if flat == used and depth == 1:
-        return None  # said to be classes
+    others = [name for name in top.values() if name not in used and not _looks_like_side(name)]
+    if flat == used and (depth == 1 or (len(others) >= len(used) and all((name,) in tree.folders for name in others))):
+        return None  # said to be classes, or classes among others: trains, and cars and ships
     for name in flat[:1]:
         raise ValueError(
             f"{tree.key}={tree.root}: {' and '.join(used)} look like the sides of a split, but {name} holds the "
-            f"image {tree.folders[name,][0].name} and no class folder: put the images of each class into a folder"
-            + (", or give data.class_depth=1 if these folders are classes" if flat == used else "")
+            f"image {tree.folders[name,][0].name} and no class folder: put the images of each class into a folder, "
+            + (
+                "or give data.class_depth=1 if these folders are classes"
+                if flat == used
+                else "or give the sides that have class folders: data.train_root=DIR data.test_root=DIR"
+            )
         )
     if len(found[_TRAIN]) > 1:
         raise ValueError(f"{tree.key}={tree.root} holds {' and '.join(found[_TRAIN])}: which of them trains?")
@@ -99,6 +104,10 @@ def check_no_sides(tree: Tree) -> None:
                     f"of a split: give data.train_root={train} data.test_root={test}, or data.class_depth={depth} if "
                     "they are groups of classes"
                 )
+
+
+def _looks_like_side(name: str) -> bool:
+    return bool(_LIKE_TRAIN.search(_in_words(name)) or _LIKE_TEST.search(_in_words(name)))
 
 
 def _in_words(name: str) -> str:

@@ -71,7 +71,7 @@ def test_a_side_that_is_not_read_is_counted(tmp_path):
         ({"train/a": 1, "test/b": 1, "gallery/b": 1}, "the queries of a gallery are called query"),
         ({"train/a": 1, "Train/b": 1, "test/c": 1}, "holds both Train and train"),
         ({"train/a": 1, "training/b": 1, "test/c": 1}, "which of them trains"),
-        ({"train/a": 1, "test": 2}, "test holds the image 0.png and no class folder"),
+        ({"train/a": 1, "test": 2}, r"test holds the image 0.png and no class folder.*or give .*data\.train_root"),
     ],
 )
 def test_sides_that_are_none(tmp_path, tree, said):
@@ -105,11 +105,13 @@ def test_things_may_be_called_like_sides(tmp_path):
     grow(tmp_path, {"train_station": 1, "test_tube": 1, "dev": 1, "vehicles/train": 1})
     source = folder.load_to_test(root=str(tmp_path))
     assert source.test.class_names == ("dev", "test_tube", "train_station", "vehicles/train")
-    grow(tmp_path / "flat", {"train": 1, "test": 1, "car": 1, "bus": 1})
-    with pytest.raises(ValueError, match=r"data\.class_depth=1 if these folders are classes"):
-        folder.load(root=str(tmp_path / "flat"))
-    source = folder.load(root=str(tmp_path / "flat"), class_depth=1)
-    assert names(source) == (("bus", "car"), ("test", "train"))
+    things = folder.load(root=str(grow(tmp_path / "1", {"train": 1, "test": 1, "car": 1, "bus": 1})))
+    assert names(things) == (("bus", "car"), ("test", "train"))
+    for number, tree in enumerate([{"train": 1, "test": 1}, {"train": 1, "test": 1, "train_masks": 1, "masks": 1}]):
+        grow(tmp_path / f"flat{number}", tree)  # images of which a list would say the class
+        with pytest.raises(ValueError, match=r"data\.class_depth=1 if these folders are classes"):
+            folder.load(root=str(tmp_path / f"flat{number}"))
+        assert folder.load(root=str(tmp_path / f"flat{number}"), class_depth=1).train.class_names[-1] != "train"
 
 
 def test_sides_of_links_are_not_taken_for_nothing(tmp_path):
