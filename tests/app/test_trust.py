@@ -121,7 +121,7 @@ def test_a_strangers_config_is_refused_with_all_that_is_wrong_in_it(stranger, tm
             OmegaConf.update(config, key, value, force_add=True)
 
     path = stranger(change)
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(ValueError) as caught:
         evaluate(tmp_path / "run", path)
     *lines, last = str(caught.value).splitlines()
     assert "trust=true" in last
@@ -141,7 +141,7 @@ def test_a_config_that_holds_itself_is_refused(stranger, finished, tmp_path):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["dml_config"]["loader"]["again"] = checkpoint["dml_config"]
     torch.save(checkpoint, path)
-    with pytest.raises(SystemExit, match="holds itself"):
+    with pytest.raises(ValueError, match="holds itself"):
         evaluate(tmp_path / "run", path)
 
 
@@ -151,7 +151,7 @@ class Own(Transforms):
 
 def test_trust_lets_other_packages_in(stranger, finished, tmp_path):
     path = stranger(lambda config: OmegaConf.update(config, "transform._target_", f"{__name__}.Own"))
-    with pytest.raises(SystemExit, match=r"transform\._target_=tests\.app\.test_trust\.Own"):
+    with pytest.raises(ValueError, match=r"transform\._target_=tests\.app\.test_trust\.Own"):
         evaluate(tmp_path / "run", path)
     last = finished.folder / "checkpoints" / "last.ckpt"
     assert evaluate(tmp_path / "run", path, "trust=true").metrics == evaluate(tmp_path / "again", last).metrics
