@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import finish
-from dml.app.build import build_loggers, build_trainer
+from dml.app.trainer import build_loggers, build_trainer
 from dml.engine.module import MetricLearner
 from dml.engine.stop import StopSignals
 from dml.losses.nra import NRALoss

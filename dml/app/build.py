@@ -1,39 +1,28 @@
 """Config -> objects. Data first; it fills in what the rest depends on."""
 
 import logging
-import pydoc
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from dml.app.checks import check_data, check_tested
 from dml.app.keys import takes_steps
 from dml.app.make import make
-from dml.app.settings import LATER, Optimizing, Splitting, loggers_of, without
+from dml.app.settings import LATER, Optimizing, Splitting, without
 from dml.app.told import tell
 from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset, Records, Source
 from dml.data.decode import Decode
-from dml.engine.blank import BlankImages
-from dml.engine.callbacks import make_callbacks
-from dml.engine.checkpoint_io import WholeCheckpoints
 from dml.engine.datamodule import RetrievalData, cores
 from dml.engine.module import MetricLearner
-from dml.engine.progress import StepProgressBar
 from dml.engine.rules import Rule
-from dml.engine.run_log import RunLog
 from dml.engine.schedule import steps_of_run
-from dml.engine.stop import StopSignals
-from dml.engine.wandb_logger import UnattendedWandbLogger
 from dml.models.backbones import layer_scales
 from dml.models.packaged import packaged_file
 from dml.models.weights import fingerprint
@@ -256,70 +245,3 @@ def _workers(cfg: DictConfig, train: Records, light: bool) -> int:
     if cfg.loader.workers is not None:
         return cfg.loader.workers
     return 0 if light or isinstance(train.images, np.ndarray) else min(8, cores())
-
-
-def build_loggers(
-    cfg: DictConfig, folder: Path, default: dict[str, str | None], wandb_run: str | None = None
-) -> list[Logger]:
-    """What the config names, if anything: a logger, or several, each under a name.
-
-    Args:
-        cfg: composed config.
-        folder: of the run.
-        default: name and group of the run at W&B, if nobody names others.
-        wandb_run: id of the W&B run to go on with.
-    """
-    loggers = []
-    for node in loggers_of(cfg.logger):
-        given: dict[str, Any] = {"save_dir": str(folder)}
-        if isinstance(call := pydoc.locate(node["_target_"]), type) and issubclass(call, UnattendedWandbLogger):
-            given["default"] = default
-            if wandb_run and node.get("id") is None:
-                given["id"] = wandb_run
-        loggers.append(make(node, **given))
-    return loggers
-
-
-def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None) -> pl.Trainer:
-    """The Lightning trainer with its callbacks, writing into `folder`; it has no logger yet.
-
-    Args:
-        cfg: composed config.
-        folder: of the run.
-        stop: the signals that end a training; None: for evaluation, which writes no checkpoints.
-    """
-    callbacks: list[pl.Callback] = [BlankImages()]
-    if stop is not None:
-        callbacks += [make(node) for node in cfg.callbacks.values()]  # first, so that last.ckpt holds their state
-        callbacks += make_callbacks(
-            folder=str(folder / "checkpoints"),
-            monitor=cfg.protocol.monitor if cfg.protocol.validate else None,
-            patience=cfg.protocol.patience,
-            minutes=cfg.checkpoint_minutes,
-            stop=stop,
-        )
-        callbacks.append(RunLog(cfg.protocol.monitor if cfg.protocol.validate else None))
-    if cfg.progress_bar:
-        callbacks.append(StepProgressBar())
-    every = cfg.trainer.get("check_val_every_n_epoch")
-    if every is None and isinstance(cfg.trainer.val_check_interval, float):  # a share of every epoch
-        every = 1
-    try:
-        return make(
-            cfg.trainer,
-            check_val_every_n_epoch=every,
-            logger=False,
-            callbacks=callbacks,
-            plugins=_plugins(),
-            default_root_dir=str(folder),
-            enable_progress_bar=cfg.progress_bar,
-        )
-    except ValueError as error:  # Lightning knows nothing of our keys
-        given = ", ".join(f"trainer.{key}={cfg.trainer.get(key)}" for key in ("accelerator", "devices", "strategy"))
-        raise ValueError(f"trainer: {error} (with {given})") from error
-
-
-def _plugins() -> list[Any]:
-    # Under Slurm Lightning would write checkpoints of its own at a signal, and read them before ours.
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return [WholeCheckpoints(), *slurm]

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dml.app.another_target import leave_out
-from dml.app.build import OUR_KEYS, Built, build, build_loggers, build_trainer, read_parts
+from dml.app.build import OUR_KEYS, Built, build, read_parts
 from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_evaluate
 from dml.app.checks import check_config
 from dml.app.code import code_version
@@ -31,6 +31,7 @@ from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
 from dml.app.row import method_of, row_of, row_of_evaluation
 from dml.app.settings import Evaluation, Model
+from dml.app.trainer import build_loggers, build_trainer
 from dml.data.trained_on import TrainedOn, of_test_part
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.stop import StopSignals
