@@ -131,7 +131,7 @@ def test_scheduler(choice, steps):
     for _ in range(steps):  # Lightning steps it after the last batch too
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        scheduler.step()
+        scheduler.step(*([0.5] if choice == "plateau" else []))  # a metric that never gets better
     assert all(0 <= rate <= 0.1 for rate in rates)
     assert steps < 100 or (max(rates) == pytest.approx(0.1) and rates[-1] < 0.001)
 
