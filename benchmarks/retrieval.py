@@ -4,6 +4,9 @@
 large as the data set's: around class centres, so that Recall@1 is that of a trained network, or with --untrained at
 random, which leaves the most to decide one by one. Times are medians over rounds in which all cases take turns, after
 one to warm up. Extra memory is the peak of a process of its own over what it held before the call.
+
+`--collapsed [--backend ranks|faiss]` times embeddings that are hard to tell apart, as multiples of ordinary ones of the
+same size that take turns with them. `--sizes ten` is 60,000 images of 10 classes, of which memory alone is taken.
 """
 
 import argparse
@@ -22,7 +25,8 @@ from benchmarks.measure import by_turns, extra_memory, in_process, timed
 from dml.products import matmul
 from dml.retrieval.evaluator import Evaluator
 
-SIZES = {"cub": (5924, 100, 3.4), "sop": (60502, 11316, 2.25)}  # images, classes, noise for Recall@1 of about 70 %
+# Images, classes, noise for Recall@1 of about 70 % (of ten: of any).
+SIZES = {"cub": (5924, 100, 3.4), "sop": (60502, 11316, 2.25), "ten": (60000, 10, 3.4)}
 RANKED = ("recall", "map@r", "r_precision", "map", "mrr")
 Case = Callable[[Tensor, np.ndarray], Any]
 
@@ -65,8 +69,10 @@ def peer(x: Tensor, labels: np.ndarray, **given: Any) -> None:
     AccuracyCalculator(include=include, device=x.device, **given).get_accuracy(x, torch.from_numpy(labels).to(x.device))
 
 
-def cases(images: int) -> dict[str, Case]:
+def cases(images: int, classes: int) -> dict[str, Case]:
     """By name."""
+    if classes == 10:
+        return {"all rank metrics": Evaluator(metrics=RANKED, normalize=False)}
     found: dict[str, Case] = {
         "product": partial(product, lambda a, b: a @ b.T),
         "product (oneDNN)": partial(product, matmul),
@@ -82,14 +88,60 @@ def cases(images: int) -> dict[str, Case]:
     return found
 
 
+def collapsed(x: Tensor, labels: np.ndarray) -> dict[str, Tensor]:
+    """Embeddings that are hard to tell apart, by name; the first ones are ordinary."""
+    rng = np.random.default_rng(1)
+    noise = torch.from_numpy(rng.standard_normal(x.shape, dtype=np.float32))
+    points = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((labels.max() + 1, x.shape[1]))), dim=1)
+    row = torch.arange(len(x))
+    found = {
+        "ordinary": x,
+        "all rows equal": x[:1].expand_as(x),
+        "every tenth row equal": torch.where(row[:, None] % 10 == 0, x[:1], x),
+        "two clusters of equal rows": x[row % 2],
+        "all rows zero": torch.zeros_like(x),
+        "equal after normalisation": x[row // 50 * 50] * (1 + row[:, None] % 4),
+        "equal but for 1e-7": x[:1] + 1e-7 * noise,
+        "two clusters, equal but for 1e-7": x[row % 2] + 1e-7 * noise,
+        "every tenth row equal but for 1e-7": torch.where(row[:, None] % 10 == 0, x[:1] + 1e-7 * noise, x),
+        "each class equal but for 1e-7": points[torch.from_numpy(labels)] + 1e-7 * noise,
+        "whole numbers": (noise * 2).round(),
+        "signs": noise.sign(),
+        "bfloat16": x.bfloat16(),
+        "one dimension": x[:, :1],
+    }
+    return {name: each.float().contiguous() for name, each in found.items()}
+
+
+def ratios(x: Tensor, labels: np.ndarray, backend: Any, rounds: int) -> None:
+    """Print times as multiples of that of ordinary embeddings."""
+    inputs, medians = collapsed(x, labels), []
+    for names in (("recall",), RANKED):
+        for normalize in (True, False):
+            if backend == "faiss" and (len(names) > 1 or not normalize):
+                continue  # it ranks whole lists one by one, whatever is in them
+            evaluator = Evaluator(ks=(1,), metrics=names, normalize=normalize, backend=backend)
+            medians.append(
+                by_turns({name: timed(evaluator, each, labels, device="cpu") for name, each in inputs.items()}, rounds)
+            )
+    print("|" + "---|" * (len(medians) + 1))
+    for name in inputs:
+        print(
+            f"| {name} | " + " | ".join(f"{each[name] / each['ordinary']:.2f}" for each in medians) + " |", flush=True
+        )
+    print("ordinary: " + ", ".join(f"{each['ordinary']:.2f} s" for each in medians))
+
+
 def main() -> None:
     """Print a table for each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=list(SIZES))
+    parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["cub", "sop"])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--untrained", action="store_true", help="embeddings at random")
+    parser.add_argument("--collapsed", action="store_true", help="embeddings that are hard to tell apart")
+    parser.add_argument("--backend", default="ranks")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     given = ["--dim", options.dim, "--device", options.device, *(["--untrained"] if options.untrained else [])]
@@ -98,12 +150,22 @@ def main() -> None:
         images, classes, noise = SIZES[size]
         noise = np.inf if options.untrained else noise
         x, labels = embeddings(images, classes, noise, options.dim, options.device)
+        if options.collapsed:
+            ratios(x, labels, options.backend, options.rounds)
+            continue
         if options.memory:
-            case, small = cases(images)[options.memory], embeddings(1500, 300, noise, options.dim, options.device)
+            case, small = (
+                cases(images, classes)[options.memory],
+                embeddings(1500, 300, noise, options.dim, options.device),
+            )
             print(extra_memory(case, (x, labels), small, options.device))
             return
         title = f"{images} x {options.dim}, {classes} classes"
-        table(title, cases(images), x, labels, options.rounds, ["--sizes", size, *given])
+        if classes == 10:
+            held = in_process("benchmarks.retrieval", "--memory", "all rank metrics", "--sizes", size, *given)
+            print(f"{title}: {held} extra MB")
+            continue
+        table(title, cases(images, classes), x, labels, options.rounds, ["--sizes", size, *given])
 
 
 def table(title: str, chosen: dict[str, Case], x: Tensor, labels: np.ndarray, rounds: int, given: list[Any]) -> None:

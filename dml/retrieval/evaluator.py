@@ -15,7 +15,7 @@ from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, rank_blocks
 from dml.retrieval.rows import Ranks
 from dml.retrieval.search import searched_blocks
-from dml.retrieval.sides import common_unit
+from dml.retrieval.sides import common_unit, row_sums
 from dml.retrieval.tiles import squared_distances
 
 Metric = Literal["recall", "map@r", "r_precision", "map", "mrr", "nmi"]
@@ -179,6 +179,14 @@ def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None
             "out to search each among the others, or give own_index=, where each query is in the gallery",
             stacklevel=3,
         )
+    elif g is not None and g.shape[1] == x.shape[1]:
+        sums = row_sums(x)
+        if len(np.unique(sums)) > 1 and np.isin(sums, row_sums(g)).all():  # all equal: collapsed
+            warnings.warn(
+                f"each of the {len(x)} queries has an equal embedding in the gallery: if that is its own image, it "
+                "finds itself, and own_index= has to say where in the gallery it is",
+                stacklevel=3,
+            )
     return None
 
 

@@ -134,7 +134,8 @@ class Rows:
                 if len(near) * 4 <= len(s):
                     s, lower, upper, rows = s[near], lower[near], upper[near], near
             found = compare(s, lower, upper, tile.weight)
-            if found.open <= _MANY * len(self.real) * s.shape[1]:
+            # Comparing again costs as much as the product, and more the more edges there are.
+            if found.open <= _MANY * len(self.real) * (s.shape[1] + 8 * lower.shape[1]):
                 break
         with self.adding:
             self.before[rows] += found.above

@@ -45,13 +45,18 @@ def common_unit(*sides: Tensor) -> float | None:
     return None
 
 
-def equal_rows(x: Tensor) -> np.ndarray:
-    """For each row [N] the index of the first row that equals it."""
+def row_sums(x: Tensor) -> np.ndarray:
+    """A number for each row [N] of float32, equal for equal rows and as good as never for others."""
     bits = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=bits).mul_(2).add_(1).to(x.device)
     # Whole numbers wrap around, so equal rows have equal sums, wherever they stand; 0.0 makes one zero of two.
-    sums = torch.cat([((part + 0.0).view(torch.int32) * odd).sum(dim=1) for part in x.split(1024)])
-    _, first, group = np.unique(sums.numpy(force=True), return_index=True, return_inverse=True)
+    sums = [((part + 0.0).contiguous().view(torch.int32) * odd).sum(dim=1) for part in x.split(1024)]
+    return torch.cat(sums).numpy(force=True)
+
+
+def equal_rows(x: Tensor) -> np.ndarray:
+    """For each row [N] the index of the first row that equals it."""
+    _, first, group = np.unique(row_sums(x), return_index=True, return_inverse=True)
     same = first[group]
     for rows, others in zip(x.split(1024), torch.from_numpy(same).to(x.device).split(1024), strict=True):
         if not torch.equal(rows, x[others]):  # two different rows have the same sum: one chance in 2**30 and less

@@ -206,6 +206,8 @@ def _above(s: Tensor, edges: Tensor, weight: Tensor | None) -> Tensor:
             torch.gt(s, edge[:, None], out=buffer)
             counts.append(buffer.sum(dim=1) if weights is None else buffer @ weights)
         return torch.stack(counts, dim=1).long()
+    if edges.shape[1] > 2 * s.shape[1] and weight is None:
+        return torch.cat([_above_many(s, half) for half in edges.chunk(2, dim=1)], dim=1)
     order = None
     if weight is not None:
         ordered, order = s.sort(dim=1)
@@ -218,6 +220,16 @@ def _above(s: Tensor, edges: Tensor, weight: Tensor | None) -> Tensor:
         return s.shape[1] - place
     below = torch.nn.functional.pad(weight[order].cumsum(dim=1), (1, 0))
     return below[:, -1:] - below.gather(1, place)
+
+
+def _above_many(s: Tensor, edges: Tensor) -> Tensor:
+    """The same, where edges are more than entries: these are looked up in those."""
+    ascending, order = edges.sort(dim=1) if (edges.diff(dim=1) > 0).any() else (edges.flip(1), None)
+    place = torch.searchsorted(ascending, s.contiguous())
+    passed = torch.zeros((len(s), edges.shape[1] + 1), dtype=torch.int64, device=s.device)
+    passed.scatter_add_(1, place, torch.ones_like(place))
+    above = s.shape[1] - passed.cumsum(dim=1)[:, :-1]
+    return above.flip(1) if order is None else torch.empty_like(above).scatter_(1, order, above)
 
 
 def _between(s: Tensor, lower: Tensor, upper: Tensor, pairs: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -319,12 +319,20 @@ def test_queries_that_are_the_gallery_unsaid_are_told():
         evaluator(x, y, gallery=x, gallery_labels=y, own_index=[-1] * 30)
 
 
+def test_queries_that_are_somewhere_in_the_gallery_unsaid_are_told():
+    x, y = oracle.embeddings_and_labels("random", 30, 8, 5)
+    g, g_labels = np.vstack([x + 1, x[::-1]]), np.concatenate([y, y[::-1]])
+    with pytest.warns(UserWarning, match=r"each of the 30 queries has an equal embedding.*own_index="):
+        assert Evaluator(ks=(1,), metrics=("recall",))(x, y, gallery=g, gallery_labels=g_labels) == {"recall@1": 1}
+
+
 @pytest.mark.filterwarnings("error")
 def test_other_galleries_are_not_told():
     x, y = oracle.embeddings_and_labels("random", 30, 8, 5)
     evaluator = Evaluator(ks=(1,), metrics=("recall",))
     evaluator(x, y, gallery=x, gallery_labels=y, own_index=range(30))
     evaluator(x, y, gallery=x + 0.1, gallery_labels=y)
+    evaluator(x, y, gallery=np.vstack([x[:-1], x + 1]), gallery_labels=np.concatenate([y[:-1], y]))
     evaluator(x, y)
 
 

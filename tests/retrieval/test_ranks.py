@@ -171,6 +171,20 @@ def test_entries_at_an_edge_are_counted_once(monkeypatch, listed, few, turned):
     assert torch.equal(again, open_)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_more_edges_than_entries_are_compared_the_other_way_round(monkeypatch, ordered):
+    monkeypatch.setattr(tiles, "_LISTED", -1)
+    rng = np.random.default_rng(0)
+    s = torch.from_numpy(rng.integers(-20, 20, (6, 30)).astype(np.float32))
+    s[2, 4] = -torch.inf
+    lower = torch.from_numpy(-np.sort(-rng.integers(-20, 20, (6, 70)).astype(np.float32), axis=1))
+    lower[:, 60:] = -torch.inf
+    upper = lower + (1 if ordered else torch.from_numpy(rng.integers(0, 9, (6, 70)).astype(np.float32)))
+    found, real = tiles.compare(s, lower, upper), lower > -torch.inf
+    assert torch.equal(found.above[real], (s[:, None] > upper[..., None]).sum(dim=2)[real])
+    assert found.open == int(((s[:, None] > lower[..., None]) & (s[:, None] <= upper[..., None]))[real].sum())
+
+
 def test_positives_beyond_the_depth_come_last():
     x, y = oracle.embeddings_and_labels("random", 60, 4, 6)
     whole, some = searched_ranks(x, y), searched_ranks(x, y, depth=9)
