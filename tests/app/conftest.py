@@ -1,6 +1,6 @@
 """Runs of train.py and evaluate.py in this process, on the digits and in a few steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,13 @@ def write_images(root: Path, classes: int, images: int) -> Path:
             pixels = np.clip(rng.normal(40 * c % 230 + 20, 10, (12, 10, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(root / f"class{c}" / f"{i}.png")
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_hydra_of_another_test() -> Iterator[None]:
+    """What a test hands to Hydra is not seen by the next one."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="package")

@@ -125,7 +125,7 @@ def _check_diagnostics(model, images, labels, mine):
 def _check_evaluation(number):
     """Fewer images than ranks, as many and more: each counts once, and no rank is waited for."""
     data, learner = make_data(), make_learner()
-    data._test.records = records(number, 2)
+    data._test = type(data._test)(records(number, 2), data._test.transform)
     attach(data, rank=dist.get_rank(), world_size=dist.get_world_size())
     (loader,) = data.test_dataloader()
     with torch.no_grad():

@@ -181,6 +181,10 @@ def test_any_batch(name, batch):
         return  # a range of rounding alone: rank 0 and no gradient, as test_nra.py has it
     if "sup_ap" in name and (x.double().norm(dim=1) < 1e-9).any():
         return  # no directions: it is open which of equal cosines comes first
+    if "tuplet_margin" in name and value.dtype == torch.float32:
+        u = torch.nn.functional.normalize(case.sees(x), dim=1)
+        if (u @ u.T).min() < -0.999:
+            return  # the sine of nearly opposite members is a matter of rounding, and is multiplied by 64
     # What rounding may do to the result, it does to that of slightly moved embeddings too: much, at a tie or a kink.
     reference, slack = reference_gradient(name, batch, x, y), 1e-6 if value.dtype == torch.float32 else 1e-13
     g = torch.Generator().manual_seed(batch.seed)
