@@ -15,7 +15,7 @@ INSIDE: dict[str, set[str]] = {
     "samplers": {"samplers", "words"},
     "retrieval": {"retrieval", "products"},
     "data": {"data", "whole_file", "locks", "printable", "words"},
-    "report": {"report", "printable"},
+    "report": {"report", "printable", "words"},
     "testing": {"testing", "data"},
     "engine": {"engine", "whole_file", "printable", "words"},
     "app": {*PARTS, "report", "engine", "app", "whole_file", "locks", "printable", "words"},

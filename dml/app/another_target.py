@@ -39,7 +39,8 @@ def leave_out(cfg: DictConfig, overrides: Sequence[str], locate: Locate) -> list
             continue
         known, open_ended = parameters_of(call)
         beside = {field.name for field in fields(part.beside)} if part.beside is not None else set()
-        for key in [] if open_ended else cfg[group].keys() - {"_target_", *known, *beside}:
+        # Who takes any key hands it on; create_backbone's are those of no network.
+        for key in [] if open_ended and group != "backbone" else cfg[group].keys() - {"_target_", *known, *beside}:
             if not any(f"{name}.".startswith(f"{group}.{key}.") for name in typed):
                 value = cfg[group][key]
                 with open_dict(cfg):

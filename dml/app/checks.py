@@ -17,8 +17,9 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.types import LRSchedulerTypeTuple
 
-from dml.app.keys import wrong_keys
+from dml.app.keys import measured, wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
 from dml.app.one_batch import batches_of_an_epoch
@@ -69,13 +70,15 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             elif group == "optimizer":
                 optimizer = part
                 yield from _stepped(optimizer, config[group])
+            elif group == "scheduler" and not isinstance(part, LRSchedulerTypeTuple):
+                yield f"scheduler._target_={config[group]['_target_']} is no schedule of torch (an LRScheduler)"
         except Exception as error:
             if not (isinstance(error, ValueError) or config[group]["_target_"].startswith("torch.")):
                 raise  # a bug of the part, not a mistake of who uses it
             said = _first_line(error)
             yield said if said.startswith(f"{group}.") else f"{group}: {said}"
     if "callbacks" not in broken:
-        yield from _callbacks(config["callbacks"])
+        yield from _callbacks(config["callbacks"], None if {"protocol", "evaluator"} & broken else measured(config))
     if "logger" not in broken and config["logger"]:
         for logger in loggers_of(config["logger"]):
             yield from _installed(logger["_target_"])
@@ -92,8 +95,10 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
         yield from network_problems(config, trained=begun, loss=None if optimizer is None else loss)
 
 
-def _callbacks(config: dict[str, Any]) -> Iterator[str]:
-    """Of the user's callbacks, which are no callbacks of the Lightning that we use, or refuse their arguments."""
+def _callbacks(config: dict[str, Any], names: list[str] | None) -> Iterator[str]:
+    """Of the user's callbacks, which are no callbacks of the Lightning that we use, or refuse their arguments, or wait
+    for a metric that is not among the names, while no callback of one's own could log it."""
+    own = not all(str(node.get("_target_")).startswith("pytorch_lightning.") for node in config.values())
     for name, node in config.items():
         try:
             callback = make(node)
@@ -107,6 +112,9 @@ def _callbacks(config: dict[str, Any]) -> Iterator[str]:
             yield f"{named} is no pytorch_lightning.Callback"
         elif isinstance(callback, GradientAccumulationScheduler):
             yield f"{named} makes the number of steps unknown: give +trainer.accumulate_grad_batches=N"
+        monitor = getattr(callback, "monitor", None)
+        if names is not None and not own and not (monitor in (None, *names) or str(monitor).startswith("train/")):
+            yield f"callbacks.{name}.monitor={monitor} is not measured: {', '.join([*names, 'train/loss'])} are"
 
 
 def _stepped(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Iterator[str]:

@@ -104,8 +104,18 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
             )
     flags = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", flag) for flag in flags]
     sweep = known.multirun or "hydra.mode=MULTIRUN" in known.overrides
+    for override in known.overrides:
+        _refuse_no_choice(override)
     overrides = [one for override in known.overrides for one in _loggers(override)]
     return [readable(override, sweep=sweep) for override in overrides], flags
+
+
+def _refuse_no_choice(override: str) -> None:
+    group, _, value = override.lstrip("+").partition("=")
+    folder = _ROOT / "conf" / group
+    if re.fullmatch("null|true|false", value, re.IGNORECASE) and group and folder.is_dir():
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ValueError(f"{group}={value} is no choice: there is {near(value, options)}")
 
 
 def _loggers(override: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The folder of a run: held by one process, continued by the same command, never mixed with another run."""
 
 import json
+import pydoc
 import sys
 import time
 import warnings
@@ -14,7 +15,8 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checkpoint import read_checkpoint
 from dml.app.keys import takes_steps
-from dml.app.settings import LATER
+from dml.app.schema import parameters_of
+from dml.app.settings import LATER, Optimizing, Splitting
 from dml.data.trained_on import TrainedOn
 from dml.locks import lock
 
@@ -26,6 +28,7 @@ _FREE = frozenset(
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
 _SAME_RUN = _FREE - {"trainer", "engine", "callbacks"}
 _FILLED_IN = frozenset(f"loss.{key}" for key in LATER)  # a checkpoint has them
+_BESIDE = {"data": Splitting, "optimizer": Optimizing}
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
 
@@ -193,7 +196,8 @@ def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str
     free |= {f"scheduler.{key}" for key in takes_steps(cfg)}  # `same_schedule`
     now = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
-    found = [one for key in now for one in _differences(str(key), before.get(key), now[key], free)]
+    then = {key: _with_defaults(str(key), before.get(key), node) for key, node in now.items()}
+    found = [one for key in now for one in _differences(str(key), then[key], now[key], free)]
     changed, moved = ([line for place, line in found if place is kind] for kind in (False, True))
     if changed:
         other = "leave out resume" if said.startswith("resume=") else "give another hydra.run.dir or hydra.sweep.dir"
@@ -201,6 +205,20 @@ def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str
             f"{said} was trained with other settings of {', '.join(changed)}. Give the same command as then, or {other}"
         )
     return moved
+
+
+def _with_defaults(group: str, before: Any, now: Any) -> Any:
+    """A group of a run, with the defaults of the keys that its version of the code did not have."""
+    if not (isinstance(before, dict) and isinstance(now, dict) and before.get("_target_") == now.get("_target_")):
+        return before
+    call = pydoc.locate(str(now.get("_target_")))
+    parameters = parameters_of(call)[0] if callable(call) else {}
+    defaults = {
+        key: parameter.default for key, parameter in parameters.items() if parameter.default is not parameter.empty
+    }
+    defaults |= vars(_BESIDE[group]()) if group in _BESIDE else {}
+    added = {key: defaults[key] for key in now.keys() - before.keys() if key in defaults}
+    return before | {key: list(value) if isinstance(value, tuple) else value for key, value in added.items()}
 
 
 def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[tuple[bool, str]]:

@@ -93,12 +93,9 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         if all(files):
             yield "embedder.checkpoint_path holds a backbone too: leave out backbone.checkpoint_path"
     protocol = config.get("protocol", {})
-    known = sound("protocol.validate", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
-    if known and {"ks", "metrics"} <= config["evaluator"].keys():  # what one of one's own measures it alone knows
-        ks, names = config["evaluator"]["ks"], config["evaluator"]["metrics"]
-        measured = [f"val/recall@{k}" for k in ks if "recall" in names] + [f"val/{n}" for n in names if n != "recall"]
-        if protocol["validate"] and protocol["monitor"] not in measured:
-            yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(measured)} are"
+    known = sound("protocol.validate", "protocol.watch_test", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
+    if known and protocol["validate"] and (names := measured(config)) is not None and protocol["monitor"] not in names:
+        yield f"protocol.monitor={shown(protocol['monitor'])} is not measured: {', '.join(names)} are"
     if sound("protocol.validate", "protocol.watch_test") and protocol["validate"] and protocol["watch_test"]:
         yield "protocol.watch_test=true is for protocol=paper: a validated run has its own curves"
     if sound("trainer.max_steps", "trainer.max_epochs", "protocol.patience", "callbacks"):
@@ -113,6 +110,17 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
         if fold > last:
             yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"
+
+
+def measured(config: dict[str, Any]) -> list[str] | None:
+    """The metrics of a validation; None where an evaluator of one's own alone knows them."""
+    protocol, evaluator = config["protocol"], config["evaluator"]
+    if not {"ks", "metrics"} <= evaluator.keys():
+        return None
+    sides = [side for side, key in (("val", "validate"), ("watched_test", "watch_test")) if protocol[key]]
+    recalls = [f"recall@{k}" for k in evaluator["ks"]]
+    names = [one for name in evaluator["metrics"] for one in (recalls if name == "recall" else [name])]
+    return [f"{side}/{name}" for side in sides for name in names]
 
 
 def _ends(config: dict[str, Any]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -22,13 +23,14 @@ def takes_path(key: str) -> bool:
 
 def expand_home(cfg: DictConfig) -> None:
     """Put the home folder in the place of ~, in all keys that take a path."""
-    for key in map(str, cfg):
+    keys: list[Any] = list(cfg)
+    for key in keys:  # of a callback's argument also numbers
         if OmegaConf.is_interpolation(cfg, key) or OmegaConf.is_missing(cfg, key):
             continue
         value = cfg[key]
         if isinstance(value, DictConfig):
             expand_home(value)
-        elif isinstance(value, str) and value.startswith("~") and takes_path(key):
+        elif isinstance(value, str) and value.startswith("~") and takes_path(str(key)):
             cfg[key] = str(Path(value).expanduser())
 
 
@@ -73,6 +75,7 @@ def readable(override: str, *, sweep: bool) -> str:
     if not equals or not value:
         return override
     path, parsed = takes_path(key), _parsed(override)
+    sweep = sweep and not key.startswith("hydra.")  # over these Hydra sweeps in no case
     if parsed is not None and parsed.is_sweep_override() and not (path and "," in value and not sweep):
         if not sweep:
             as_list = f"a list is {key}=[{value}], " if "." in key else ""

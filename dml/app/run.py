@@ -122,13 +122,15 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
         wandb_run = before.get("wandb_run")
         if "weights_sha256" in before["dml_config"]:
             built.model.config["weights_sha256"] = before["dml_config"]["weights_sha256"]
-        rank_zero_only(_copy_best)(resumed, folder / "checkpoints")
+        _copy(resumed.with_name("best.ckpt"), folder / "checkpoints" / "best.ckpt")
     rank_zero_only(write_whole)(folder / "config.yaml", config.encode())
     trainer.loggers = build_loggers(cfg, folder, _names(cfg, built), wandb_run)
     for logger in trainer.loggers:
         logger.log_hyperparams(built.model.config)
     try:
         trainer.fit(built.model, datamodule=built.data, ckpt_path=resumed and str(resumed), weights_only=True)
+        if resumed is not None and trainer.global_step == before["global_step"]:  # nothing was left to train
+            _copy(resumed, folder / "checkpoints" / "last.ckpt")
         metrics = _test(cfg, trainer, built, folder, code)
     finally:
         finish_wandb()
@@ -150,11 +152,12 @@ def _trained_on(cfg: DictConfig) -> TrainedOn:
     return TrainedOn.of(*read_parts(cfg))
 
 
-def _copy_best(resumed: Path, checkpoints: Path) -> None:
-    best = resumed.with_name("best.ckpt")
-    if resumed.parent.resolve() != checkpoints.resolve() and best.is_file():
-        checkpoints.mkdir(exist_ok=True)
-        write_whole(checkpoints / "best.ckpt", best.read_bytes())
+@rank_zero_only
+def _copy(theirs: Path, ours: Path) -> None:
+    """Bring a checkpoint of the run that is resumed into this run's folder."""
+    if theirs.parent.resolve() != ours.parent.resolve() and theirs.is_file():
+        ours.parent.mkdir(exist_ok=True)
+        write_whole(ours, theirs.read_bytes())
 
 
 @rank_zero_only

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import EarlyStopping, Timer
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.engine.schedule import steps_of_run
+from dml.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ def _why(trainer: pl.Trainer) -> str:
             if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
                 return "trainer.max_time is over"
             if isinstance(callback, EarlyStopping) and callback.wait_count >= max(1, callback.patience):
-                return f"{callback.wait_count} validations without a better {callback.monitor} (patience)"
+                found = counted(callback.wait_count, "validation")
+                return f"{found} without a better {callback.monitor} (patience)"
         return "a callback asked for it (should_stop)"
     return f"trainer.max_epochs={trainer.max_epochs}"

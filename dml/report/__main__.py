@@ -12,6 +12,7 @@ from dml.printable import tolerant_output
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
 from dml.report.runs import Group, Run, group_runs, read_runs, swept_alphas, unfinished
 from dml.report.tables import as_csv, latex, layout, markdown, table2
+from dml.words import counted
 
 
 def _path(text: str) -> Path:
@@ -40,10 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
     table = layout(groups)
     text = "\n\n".join(filter(None, [markdown(table), table2(groups)]))
     print(text)
-    if len(runs) > (counted := sum(map(len, groups.values()))):
-        print(f"\n{len(runs) - counted} runs repeat a seed of another and were not counted.")
+    if repeats := len(runs) - sum(map(len, groups.values())):
+        print(f"\nNot counted, as they repeat a seed of another: {counted(repeats, 'run')}.")
     if open_ends := unfinished(chosen.folders):
-        print(f"\n{len(open_ends)} runs are not finished and were not counted; the first: {open_ends[0]}")
+        print(f"\nNot counted, as they are not finished: {counted(len(open_ends), 'run')}; the first: {open_ends[0]}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").touch()

@@ -94,8 +94,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             content = json.loads(file.read_text())
             run = Run(file.parent, content["metrics"], content["row"])
             _ = [run.row[key] for key in ("method", "data", "dimension", "seed")]
+            _ = [float(value) for value in run.metrics.values()]
             runs.append(run)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not the metrics.json of a run: {error!r}") from error
     return runs
 

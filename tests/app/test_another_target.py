@@ -5,6 +5,8 @@ import pydoc
 
 import pytest
 
+from dml.app.another_target import leave_out
+from dml.app.checks import check_config
 from tests.app.conftest import composed, train
 
 
@@ -37,6 +39,15 @@ def test_it_trains_and_what_is_left_out_is_told(tmp_path, caplog, overrides, lef
     assert not row[group].keys() & {"fused" if "RAdam" in target else "momentum", "warmup"}
 
 
+def test_a_backbone_that_takes_any_key_gets_none_of_ours():
+    overrides = ["backbone._target_=torchvision.models.resnet18", "+backbone.num_classes=5", "+backbone.weights=null"]
+    cfg = composed("train", *overrides)
+    leave_out(cfg, overrides, pydoc.locate)
+    assert cfg.backbone == {"_target_": "torchvision.models.resnet18", "num_classes": 5, "weights": None}
+    with pytest.raises(ValueError, match=r"^embedder\.features=5 is needed: the backbone, a ResNet"):
+        check_config(cfg)
+
+
 @pytest.mark.parametrize("key", ["optimizer.momentum=0.5", "+optimizer.nosuch=1", "optimizer.fused=true"])
 def test_what_the_user_gives_is_not_left_out(tmp_path, key):
     with pytest.raises(ValueError, match=rf"^{key.lstrip('+').partition('=')[0]} is no key"):
@@ -44,7 +55,5 @@ def test_what_the_user_gives_is_not_left_out(tmp_path, key):
 
 
 def test_keys_of_a_choice_stay_where_its_target_does():
-    from dml.app.another_target import leave_out
-
     cfg = composed("train", "optimizer=sgd")
     assert leave_out(cfg, ["optimizer=sgd"], pydoc.locate) == [] and cfg.optimizer.momentum == 0.9

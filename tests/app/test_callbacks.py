@@ -1,6 +1,7 @@
 """Callbacks of the user's own, and several loggers, by config."""
 
 import json
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -10,6 +11,7 @@ from hydra.errors import CompactHydraException
 from dml.app.checks import check_config
 from dml.app.command import arranged
 from dml.app.errors import as_user_error
+from dml.app.paths import expand_home
 from dml.app.run import run_train
 from tests.app.conftest import composed, train
 
@@ -54,6 +56,40 @@ def test_a_callback_of_ones_own_may_end_the_run_and_is_in_last_ckpt_and_row(tmp_
 def test_its_arguments_are_checked(tmp_path, override, said):
     with pytest.raises(ValueError, match=said):
         train(tmp_path, *MINE, override)
+
+
+STOPPING = "pytorch_lightning.callbacks.EarlyStopping"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("+callbacks.x.monitor=val_loss", "callbacks.x.monitor=val_loss is not measured: val/recall@1, "),
+        ("+callbacks.x.monitor=val/recall@3", "callbacks.x.monitor=val/recall@3 is not measured: val/recall@1, "),
+        (
+            "protocol=paper +callbacks.x.monitor=val/map",
+            "callbacks.x.monitor=val/map is not measured: train/loss are",
+        ),
+        ("+callbacks.x.monitor=val/map", ""),
+        ("+callbacks.x.monitor=train/loss", ""),
+        ("protocol=paper protocol.watch_test=true +callbacks.x.monitor=watched_test/map", ""),
+        (f"+callbacks.x.monitor=mine {' '.join(MINE)}", ""),  # which may log it
+    ],
+)
+def test_a_metric_that_is_not_measured_is_told_before_the_run(overrides, said):
+    cfg = composed("train", f"+callbacks.x._target_={STOPPING}", *overrides.split())
+    if not said:
+        check_config(cfg)
+        return
+    with pytest.raises(ValueError) as caught:
+        check_config(cfg)
+    assert str(caught.value).startswith(said)
+
+
+def test_keys_that_are_numbers():
+    cfg = composed("train", f"+callbacks.mine._target_={__name__}.Counts", "+callbacks.mine.last={0:2,10:{file:'~/x'}}")
+    expand_home(cfg)
+    assert cfg.callbacks.mine.last == {0: 2, 10: {"file": str(Path("~/x").expanduser())}}
 
 
 def test_what_lightning_refuses_while_it_trains_is_one_line(tmp_path):

@@ -59,6 +59,8 @@ def test_flags_keep_their_values(monkeypatch):
         ("metod=nra", "metod is no key: there is method"),
         ("data.root=x", "data.root is no key: there is"),  # data=digits has none
         ("optimizer.lr.x=1", "optimizer.lr.x is no key: there is none"),
+        ("logger=null", "logger=null is no choice: there is csv, "),
+        ("scheduler=false", "scheduler=false is no choice: there is none, "),
         ("loss=tripelt", "loss=tripelt is no choice: there is triplet"),
         ("experiment=digit", "experiment=digit is no choice: there is digits"),
         ("hydra/launcher=worker -m", "hydra/launcher=worker is no choice: there is workers"),

@@ -76,6 +76,10 @@ def test_the_steps_of_a_schedule(trainer, steps):
             "scheduler=ReduceLROnPlateau looks at validations, and protocol=paper has none",
         ),
         ("scheduler=plateau scheduler.mode=min", "scheduler.mode=max is needed: of protocol.monitor=val/map more"),
+        (
+            "scheduler._target_=timm.scheduler.CosineLRScheduler +scheduler.t_initial=4",
+            "scheduler._target_=timm.scheduler.CosineLRScheduler is no schedule of torch (an LRScheduler)",
+        ),
         ("optimizer._target_=torch.optim.LBFGS", "optimizer._target_=torch.optim.LBFGS is not possible: it computes"),
         ("optimizer._target_=torch.optim.SparseAdam", "optimizer._target_=torch.optim.SparseAdam is not possible: "),
         ("+callbacks.mine._target_=builtins.dict", "callbacks.mine._target_=builtins.dict is no pytorch_lightning.C"),

@@ -98,3 +98,7 @@ def test_keys_that_take_paths():
     taken = ("data.root", "data.train_root", "data.cache_dir", "ckpt_path", "backbone.checkpoint_path", "resume")
     assert all(map(takes_path, (*taken, "hydra.run.dir", "hydra.sweep.dir")))
     assert not any(map(takes_path, ("loss.alpha", "backbone.name", "rooted", "checkpoint_minutes", "data.paths")))
+
+
+def test_hydras_own_folders_are_never_swept_over():
+    assert text_of(readable("hydra.sweep.dir=out/a,b", sweep=True)) == "out/a,b"

@@ -7,9 +7,10 @@ import signal
 import pytest
 import torch
 
+from dml.app.folder import resume_point
 from dml.engine.module import MetricLearner
 from dml.models.backbones import create_backbone
-from tests.app.conftest import Run, train, write_images
+from tests.app.conftest import TRAIN, Run, composed, train, write_images
 
 # An epoch of the digits is 22 batches: the 30 steps are one epoch and a part of the second.
 STEPS = ("trainer.max_steps=30", "trainer.val_check_interval=7", "scheduler=none")
@@ -114,6 +115,10 @@ def test_best_and_last_can_be_resumed_by_name(tmp_path, finished):
     run = train(tmp_path, *settings)
     assert best < 12
     assert_same_end(run, finished)
+    # With nothing left to train the folder has its state all the same.
+    again = train(tmp_path / "again", *settings[:-1], f"resume={tmp_path}")
+    assert_same_end(again, finished)
+    assert again.metrics == finished.metrics
 
 
 @pytest.mark.parametrize(
@@ -132,6 +137,17 @@ def test_other_settings_are_refused_by_name(tmp_path, finished, override, named)
     settings = ("seed=0", "trainer.max_steps=12", "trainer.val_check_interval=5", resume)
     with pytest.raises(ValueError, match=rf"resume=.* other settings of .*\b{named}\b"):
         train(tmp_path, *settings, override)
+
+
+def test_keys_that_the_code_did_not_have_then_are_at_their_defaults(tmp_path, finished):
+    stored = finished.checkpoint()
+    del stored["dml_config"]["transform"]["augment"], stored["dml_config"]["optimizer"]["groups"]
+    torch.save(stored, old := tmp_path / "old.ckpt")
+    settings = ("seed=0", "trainer.max_steps=12", "trainer.val_check_interval=5", f"resume={old}")
+    assert resume_point(composed("train", *TRAIN, *settings), tmp_path / "new", "code") == (old, [])
+    with pytest.raises(ValueError, match=r"other settings of optimizer\.groups \(then \[\], now \[\{"):
+        more = "optimizer.groups=[{of: head, lr: 0.1}]"
+        resume_point(composed("train", *TRAIN, *settings, more), tmp_path / "new", "code")
 
 
 def test_a_resume_of_nothing_is_refused(tmp_path):

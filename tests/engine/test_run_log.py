@@ -52,7 +52,7 @@ def test_a_line_a_validation_and_the_end(tmp_path, caplog):
         ({"max_epochs": 1}, (), "trainer.max_epochs=1"),
         ({"max_time": {"milliseconds": 1}}, (), "trainer.max_time is over"),
         ({}, (lambda trainer, _: setattr(trainer, "should_stop", True),), "a callback asked for it (should_stop)"),
-        ({"patience": 1}, (), "1 validations without a better val/recall@1 (patience)"),
+        ({"patience": 1}, (), "1 validation without a better val/recall@1 (patience)"),
     ],
 )
 def test_why_it_ended(tmp_path, caplog, given, callbacks, why):

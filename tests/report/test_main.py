@@ -7,6 +7,14 @@ import pytest
 from dml.report.__main__ import main
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b"{}", b'{"metrics": {"test/map": null}, "row": %s}'])
+def test_a_file_that_is_none_of_ours_is_named(tmp_path, content):
+    row = b'{"method": "a", "data": "b", "dimension": 2, "seed": 0}'
+    (tmp_path / "metrics.json").write_bytes(content.replace(b"%s", row))
+    with pytest.raises(SystemExit, match=r"metrics\.json is not the metrics\.json of a run"):
+        main([str(tmp_path)])
+
+
 def test_prints_the_table_and_writes_all(tmp_path, write_run, capsys):
     write_run("a", "nra")
     write_run("b", "lifted")
@@ -70,7 +78,7 @@ def test_repeated_seeds_are_said(tmp_path, write_run, capsys):
     write_run("a")
     write_run("b")
     main([str(tmp_path)])
-    assert "1 runs repeat a seed of another and were not counted" in capsys.readouterr().out
+    assert "Not counted, as they repeat a seed of another: 1 run." in capsys.readouterr().out
 
 
 def test_runs_that_are_not_finished_are_said(tmp_path, write_run, capsys):
@@ -81,7 +89,7 @@ def test_runs_that_are_not_finished_are_said(tmp_path, write_run, capsys):
     for name in ("0/config.yaml", "1/config.yaml", "1/.hydra/config.yaml"):
         (tmp_path / name).touch()
     main([str(tmp_path)])
-    assert f"1 runs are not finished and were not counted; the first: {tmp_path / '1'}" in capsys.readouterr().out
+    assert f"Not counted, as they are not finished: 1 run; the first: {tmp_path / '1'}" in capsys.readouterr().out
 
 
 def test_mistakes_are_one_line(tmp_path, write_run):
