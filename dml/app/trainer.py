@@ -67,7 +67,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     if every is None and isinstance(cfg.trainer.val_check_interval, float):  # a share of every epoch
         every = 1
     try:
-        return make(
+        trainer: pl.Trainer = make(
             cfg.trainer,
             check_val_every_n_epoch=every,
             logger=False,
@@ -79,6 +79,14 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     except ValueError as error:  # Lightning knows nothing of our keys
         given = ", ".join(f"trainer.{key}={cfg.trainer.get(key)}" for key in ("accelerator", "devices", "strategy"))
         raise ValueError(f"trainer: {error} (with {given})") from error
+    precision = cfg.trainer.get("precision")
+    if str(precision).startswith("16") and trainer.strategy.root_device.type == "cpu":
+        # Lightning would compute in bfloat16, and the row would say otherwise.
+        raise ValueError(
+            f"trainer.precision={precision} needs a GPU, and this run would use the CPU: give "
+            "trainer.precision=bf16-mixed or 32-true"
+        )
+    return trainer
 
 
 def _plugins() -> list[Any]:

@@ -13,8 +13,8 @@ from dml.losses.building_blocks.contract import full_precision, require, zero
 class CircleLoss(nn.Module):
     """Mean over anchors of log(1 + sum_n e^(g w_n (S_n - m)) sum_p e^(-g w_p (S_p - 1 + m))), S cosines.
 
-    The weights w_n = max(0, S_n + m) and w_p = max(0, 1 + m - S_p) get no gradient. Anchors that lack a positive or a
-    negative are left out of the mean. Embeddings are normalised inside.
+    The weights w_n = max(0, S_n + m) and w_p = max(0, 1 + m - S_p) get no gradient, and none in a second derivative.
+    Anchors that lack a positive or a negative are left out of the mean. Embeddings are normalised inside.
 
     Args:
         margin: m; 0.4 for fine-grained retrieval, 0.25 for faces and persons.

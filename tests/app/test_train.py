@@ -142,6 +142,12 @@ def test_a_row_tells_runs_of_other_data_and_other_training_apart(tmp_path):
     assert rows["threads"] == rows["plain"]
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true"])
+def test_what_a_cpu_would_compute_otherwise_is_refused(tmp_path, precision):
+    with pytest.raises(ValueError, match=rf"trainer\.precision={precision} needs a GPU"):
+        train(tmp_path, f"trainer.precision={precision}")
+
+
 def test_mixed_precision_from_training_to_evaluation(tmp_path):
     run = train(tmp_path / "run", *STEPS, "trainer.precision=bf16-mixed", "optimizer.fused=true")
     best = run.folder / "checkpoints" / "best.ckpt"
