@@ -81,7 +81,7 @@ class MetricLearner(pl.LightningModule):
         self.watch_test = watch_test
         if compile:
             self.embedder.compile()
-        self._micro_batch, self._reuse_memory = micro_batch, reuse_memory
+        self._micro_batch, self._reuse_memory, self._keeps_memory = micro_batch, reuse_memory, False
         self._watch, self._diagnostics = LossWatch(), Diagnostics()
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None  # of the queries, and their labels
@@ -112,13 +112,15 @@ class MetricLearner(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """From here on memory is asked for in the same sizes again and again."""
-        if self._reuse_memory and self.device.type == "cpu":
+        self._keeps_memory = self._reuse_memory and self.device.type == "cpu"
+        if self._keeps_memory:
             keep_freed_memory()
 
     def on_fit_end(self) -> None:
         """Evaluation needs less, and bounds what it needs."""
-        if self._reuse_memory and self.device.type == "cpu":
+        if self._keeps_memory:
             return_freed_memory()
+            self._keeps_memory = False
 
     def on_train_epoch_start(self) -> None:
         """Tell the sampler the epoch: Lightning does so for its own samplers only."""
@@ -169,8 +171,15 @@ class MetricLearner(pl.LightningModule):
         self._watch.check()
 
     def on_validation_start(self) -> None:
-        """Evaluate no weights that a broken loss went into."""
+        """Evaluate no weights that a broken loss went into; sizes of evaluation are not those of training."""
         self._watch.check()
+        if self._keeps_memory:
+            return_freed_memory()
+
+    def on_validation_end(self) -> None:
+        """Go on as before."""
+        if self._keeps_memory:
+            keep_freed_memory()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect embeddings."""

@@ -42,7 +42,7 @@ def arc_face(loss: nn.Module, x: Tensor, labels: Tensor, margin: float = 0.5, sc
     for row, own, z in zip(rows, labels.tolist(), spheric(x), strict=True):
         # By its half's tangent, exact for small and large angles; of a row that is no unit vector by its cosine.
         angle = 2 * math.atan2(float((z - weights[own]).norm()), float((z + weights[own]).norm()))
-        angle = angle if z.norm() > 0.5 else math.acos(row[own])
+        angle = angle if z.norm() ** 2 >= 0.5 else math.acos(row[own])
         inside = angle + margin < math.pi
         row[own] = math.cos(angle + margin) if inside else row[own] - margin * math.sin(margin)
     return of_logits([[scale * s for s in row] for row in rows], labels)
