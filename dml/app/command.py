@@ -54,7 +54,7 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
     try:
         main()
     except HydraException as error:
-        sys.exit(f"{said(error)}\n(HYDRA_FULL_ERROR=1 shows where it was raised)")
+        sys.exit(f"{said(error)}\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
     except OSError as error:  # of Hydra, which makes the folder
         files = {Path(frame.filename) for frame in extract_tb(error.__traceback__)} - {Path(__file__)}
         if any(file.is_relative_to(_ROOT / "dml") for file in files):

@@ -28,7 +28,7 @@ def main(*arguments, name="train"):
 def refused(*arguments):
     with pytest.raises(SystemExit) as caught:
         main(*arguments)
-    return str(caught.value).removesuffix("\n(HYDRA_FULL_ERROR=1 shows where it was raised)")
+    return str(caught.value).removesuffix("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
 
 
 @pytest.mark.parametrize(
