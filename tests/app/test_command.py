@@ -28,7 +28,9 @@ def main(*arguments, name="train"):
 def refused(*arguments):
     with pytest.raises(SystemExit) as caught:
         main(*arguments)
-    return str(caught.value).removesuffix("\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
+    return str(caught.value).removesuffix(
+        "\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+    )
 
 
 @pytest.mark.parametrize(
