@@ -48,6 +48,7 @@ for _noise in (
     r".*your dataloader is not resumable",  # the sampler is, and the data module stores its state
     r"Checkpoint directory .* exists and is not empty",  # best.ckpt of a resumed run was just copied there
     r"Total length of `list` across ranks is zero",  # protocol=paper validates nothing
+    r"Found \d+ module\(s\) in eval mode",  # frozen batch norms (embedder.freeze_bn)
 ):
     warnings.filterwarnings("ignore", message=_noise)
 
