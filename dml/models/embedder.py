@@ -108,7 +108,10 @@ class Embedder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> embeddings [B, D]."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        return self.columns(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+
+    def columns(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> embeddings [B, D]."""
         features = self.backbone(x)
         # The head leaves autocast: embeddings of bfloat16's 8 bits would tie, in mining and in ranking.
         with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
