@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dml.losses.building_blocks.contract import full_precision, require, zero
 from dml.losses.building_blocks.extremes import extremes
 from dml.losses.building_blocks.pairwise import distance_to, masks
-from dml.losses.building_blocks.rowwise import first_of_rows, sorted_rows, sum_over_rows
+from dml.losses.building_blocks.rowwise import active_triplets, first_of_rows, sorted_rows, sum_over_rows
 
 Mining = Literal["all", "semi_hard", "hard"]
 
@@ -77,18 +77,5 @@ class TripletLoss(nn.Module):
         return broken.index_add(0, anchor, (gap + self.margin).clamp_min(0))
 
     def _all(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
-        # The sum of hinges is piecewise linear in the squared distances: how often each entry takes part in an
-        # active triplet is its weight. Counting needs the sorted rows, never a list of triplets.
-        with torch.no_grad():
-            positive, negative = masks(labels, rows)
-            members, real = first_of_rows(positive)
-            negatives, _ = sorted_rows(squared.masked_fill(~negative, torch.inf))
-            # A triplet is active where D_an^2 < D_ap^2 + margin: counted for its positive, then for its negative. The
-            # same sum on both sides: a triplet at the margin must round the same way for both of its members.
-            reach = (squared.gather(1, members) + self.margin).masked_fill(~real, -torch.inf).sort(dim=1).values
-            active_positives = reach.shape[1] - torch.searchsorted(reach, squared.contiguous(), right=True)
-            active_negatives = torch.searchsorted(negatives, squared.gather(1, members) + self.margin) * real
-            weight = (active_positives * -1.0).to(squared.dtype).masked_fill_(~negative, 0)
-            weight.scatter_add_(1, members, active_negatives.to(squared.dtype))
-            active = active_negatives.sum(dim=1)
-        return (weight * squared).sum(dim=1) + self.margin * active.to(squared.dtype)
+        weight, active = active_triplets(squared, *masks(labels, rows), self.margin)
+        return (weight * squared).sum(dim=1) + self.margin * active

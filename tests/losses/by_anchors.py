@@ -140,3 +140,114 @@ def tuplet_margin(
                 angle = math.acos(s[i][p])
             terms.append(log_one_plus([scale * (s[i][n] - math.cos(angle - b)) for n in negatives]))
     return mean(terms)
+
+
+def mean_hinge(terms: list[float]) -> float:
+    """The mean of those above 0."""
+    kept = [each for each in terms if each > 0]
+    return math.fsum(kept) / len(kept) if kept else 0.0
+
+
+def calibration(
+    x: Tensor,
+    labels: Tensor,
+    pos_margin: float = 0.9,
+    neg_margin: float = 0.6,
+    pos_weight: float = 1.0,
+    neg_weight: float = 1.0,
+    anchors: int | None = None,
+) -> Tensor:
+    s, pull, push = cosines(x), [], []
+    for i, positives, negatives in sides(labels, anchors):
+        pull += [pos_margin - s[i][p] for p in positives]
+        push += [s[i][n] - neg_margin for n in negatives]
+    return torch.tensor(pos_weight * mean_hinge(pull) + neg_weight * mean_hinge(push), dtype=torch.float64)
+
+
+def ranked_list(
+    x: Tensor,
+    labels: Tensor,
+    form: str = "cvpr",
+    alpha: float = 1.2,
+    margin: float = 0.4,
+    t_p: float = 0.0,
+    t_n: float = 10.0,
+    balance: float = 0.5,
+    anchors: int | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    d, still = distances(spheric(x)), distances(spheric(x if held is None else held))
+    alpha = 1 + margin / 2 if form == "tpami" else alpha
+    values, sums = [], []
+    for i, positives, negatives in sides(labels, anchors):
+        value = total = 0.0
+        for members, sign, bound, sharpness, share in (
+            (positives, 1, alpha - margin, t_p, 1 - balance),
+            (negatives, -1, alpha, t_n, balance),
+        ):
+            kept = [j for j in members if sign * (still[i][j] - bound) > 0]
+            weights = [math.exp(sharpness * sign * (still[i][j] - bound)) for j in kept]
+            weighted = math.fsum(w * sign * (d[i][j] - bound) for w, j in zip(weights, kept, strict=True))
+            value += share * weighted / math.fsum(weights) if kept else 0.0
+            total += math.fsum(weights)
+        values.append(value)
+        sums.append(total)
+    if form == "cvpr":
+        return mean(values)
+    total = math.fsum(sums)
+    weighted = math.fsum(w * v for w, v in zip(sums, values, strict=True))
+    return torch.tensor(weighted / total if total else 0.0, dtype=torch.float64)
+
+
+def snr(
+    x: Tensor,
+    labels: Tensor,
+    form: str = "contrastive",
+    pos_margin: float = 0.0,
+    neg_margin: float = 1.0,
+    margin: float = 0.2,
+    zero_mean_weight: float = 0.0,
+    anchors: int | None = None,
+) -> Tensor:
+    rows = x.detach().double().tolist()
+
+    def variance(row: list[float]) -> float:
+        centre = math.fsum(row) / len(row)
+        return math.fsum((each - centre) ** 2 for each in row) / len(row)
+
+    def d(i: int, j: int) -> float:
+        return variance([b - a for a, b in zip(rows[i], rows[j], strict=True)]) / (variance(rows[i]) + 1e-12)
+
+    first, second = [], []
+    for i, positives, negatives in sides(labels, anchors):
+        to_p, to_n = [d(i, p) for p in positives], [d(i, n) for n in negatives]
+        if form == "triplet":
+            first += [p - n + margin for p in to_p for n in to_n]
+        else:
+            first += [p - pos_margin for p in to_p]
+            second += [neg_margin - n for n in to_n]
+    lengths = mean([abs(math.fsum(row)) for row in rows[:anchors]])
+    return mean_hinge(first) + mean_hinge(second) + zero_mean_weight * lengths
+
+
+def histogram(x: Tensor, labels: Tensor, bins: int = 201, anchors: int | None = None, less: float = 0.0) -> Tensor:
+    """The value less a number, with the digits that a difference of two values has lost."""
+    s, width = cosines(x), 2 / (bins - 1)
+    pairs: tuple[list[float], list[float]] = ([], [])
+    for i, positives, negatives in sides(labels, anchors):
+        pairs[0].extend(s[i][p] for p in positives)
+        pairs[1].extend(s[i][n] for n in negatives)
+    if not pairs[0] or not pairs[1]:
+        return torch.tensor(0.0, dtype=torch.float64)
+    shares = []
+    for values in pairs:
+        nodes = [0.0] * bins
+        for value in values:
+            low = min(max(math.floor((value + 1) / width), 0), bins - 2)
+            upper = (value + 1) / width - low
+            nodes[low] += (1 - upper) / len(values)
+            nodes[low + 1] += upper / len(values)
+        shares.append(nodes)
+    positive, negative = shares
+    terms = [negative[r] * math.fsum(positive[: r + 1]) for r in range(bins)]
+    return torch.tensor(math.fsum([*terms, -less]), dtype=torch.float64)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dml.losses.arc_face import ArcFaceLoss
+from dml.losses.calibration import CalibrationLoss
 from dml.losses.circle import CircleLoss
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.cos_face import CosFaceLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.fast_ap import FastAPLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
+from dml.losses.histogram import HistogramLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.multi_similarity import MultiSimilarityLoss
@@ -22,8 +24,10 @@ from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
 from dml.losses.proxy_anchor import ProxyAnchorLoss
 from dml.losses.proxy_nca import ProxyNCALoss
+from dml.losses.ranked_list import RankedListLoss
 from dml.losses.recall_at_k import RecallAtKLoss
 from dml.losses.smooth_ap import SmoothAPLoss
+from dml.losses.snr import SNRLoss
 from dml.losses.soft_triple import SoftTripleLoss
 from dml.losses.sup_ap import SupAPLoss
 from dml.losses.sup_con import SupConLoss
@@ -64,6 +68,12 @@ PAIRS = {
     "fast_ap": Known(FastAPLoss, by_ranks.fast_ap, {}),
     "recall_at_k": Known(RecallAtKLoss, by_ranks.recall_at_k, {"rank_temperature": 0.1}),
     "tuplet_margin": Known(TupletMarginLoss, by_anchors.tuplet_margin, {}),
+    "calibration": Known(CalibrationLoss, by_anchors.calibration, {}),
+    "ranked_list": Known(RankedListLoss, by_anchors.ranked_list, {}),
+    "ranked_list, tpami": Known(RankedListLoss, by_anchors.ranked_list, {"form": "tpami"}),
+    "histogram": Known(HistogramLoss, by_anchors.histogram, {}),
+    "snr": Known(SNRLoss, by_anchors.snr, {}),
+    "snr, triplet": Known(SNRLoss, by_anchors.snr, {"form": "triplet"}),
 }
 # Pairs of all kinds of the batch, without anchors.
 WHOLE = {

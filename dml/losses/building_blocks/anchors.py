@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dml.losses.building_blocks.rowwise import sum_over_rows
+from dml.losses.building_blocks.rowwise import rowwise, sum_over_rows
 
 _LEAST = 1e-12  # the norm below which an embedding is no direction
 
@@ -53,31 +53,54 @@ def sum_over_cosines(
     A gap is half of a squared distance, so it has all its digits where a cosine near 1 has lost them.
     `share`: how many numbers the term holds for each gap.
     """
+    z, terms, inputs = _of_cosines(x, labels, term)
+    return sum_over_rows(z, terms, *inputs, rows=rows, share=share)
+
+
+def rows_of_cosines(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
+    """As `sum_over_cosines`, but what the term returns of each anchor, or of each block of anchors, is not summed."""
+    z, terms, inputs = _of_cosines(x, labels, term)
+    return rowwise(z, terms, *inputs, rows=rows)
+
+
+def _of_cosines(
+    x: Tensor, labels: Tensor, term: Callable[[Row], Tensor]
+) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
+    """What makes a function of squared distances of a function of gaps: embeddings, the function, further inputs."""
     z, short = unit(x), torch.linalg.vector_norm(x.detach(), dim=1) < _LEAST
     if bool(short.any()):
-        missing = torch.where(short, 1 - z.square().sum(dim=1), 0)
-        return sum_over_products(z, missing, labels, term, rows, share=share)
+        return z, _of_products(labels, term), (torch.where(short, 1 - z.square().sum(dim=1), 0),)
     columns = _Positives(labels)
-    return sum_over_rows(z, lambda own, squared: term(columns.row(own, squared / 2)), rows=rows, share=share)
+    return z, lambda own, squared: term(columns.row(own, squared / 2)), ()
 
 
 def sum_over_products(
     z: Tensor, missing: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor, *, share: int = 1
 ) -> Tensor:
     """The same for rows z [m, d] that are no unit vectors, of 1 less their dot products; `missing` [m] is 1 - |z|^2."""
+    return sum_over_rows(z, _of_products(labels, term), missing, rows=rows, share=share)
+
+
+def _of_products(labels: Tensor, term: Callable[[Row], Tensor]) -> Callable[..., Tensor]:
     columns = _Positives(labels)
 
     def gaps(own: Tensor, squared: Tensor, missing: Tensor) -> Tensor:
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab
         return term(columns.row(own, (squared + missing[own, None] + missing) / 2))
 
-    return sum_over_rows(z, gaps, missing, rows=rows, share=share)
+    return gaps
 
 
 def sum_over_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
     """The sum of term(Row) -> [b] over the anchors `rows` [v], of squared distances of embeddings x [m, d]."""
     columns = _Positives(labels)
     return sum_over_rows(x, lambda own, squared: term(columns.row(own, squared)), rows=rows)
+
+
+def rows_of_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
+    """As `sum_over_distances`, but what the term returns of each anchor is not summed."""
+    columns = _Positives(labels)
+    return rowwise(x, lambda own, squared: term(columns.row(own, squared)), rows=rows)
 
 
 class _Positives:
@@ -119,3 +142,15 @@ def softplus(values: Tensor) -> Tensor:
 def mean_of(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of the true entries of each row, of which there must be one: [b, k] -> [b]."""
     return torch.where(mask, values, 0).sum(dim=1) / mask.sum(dim=1)
+
+
+def hinges(values: Tensor, mask: Tensor) -> Tensor:
+    """Of the true entries of each row, those above 0: [b, k] -> their sum, and how many there are, [b, 2]."""
+    kept = values.masked_fill(~mask, 0).clamp_min(0)
+    return torch.stack([kept.sum(dim=1), (kept > 0).sum(dim=1).to(values.dtype)], dim=1)
+
+
+def mean_hinge(found: Tensor) -> Tensor:
+    """The mean of all hinges above 0 of `hinges` of some rows, [v, 2] -> scalar; 0 if there are none."""
+    total, count = found.sum(dim=0)
+    return total / count.clamp_min(1)

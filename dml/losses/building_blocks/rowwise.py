@@ -35,7 +35,7 @@ def rowwise(
         share: how many numbers `terms` holds for each distance.
 
     Returns:
-        [v, ...]
+        [v, ...]; if `terms` returns [1, ...] of a block, one row for each block.
     """
     return _Rowwise.apply(terms, rows, share, x, *inputs)
 
@@ -84,6 +84,25 @@ def first_of_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
     columns = torch.zeros(real.shape, dtype=torch.int64, device=mask.device)
     columns[real] = mask.nonzero()[:, 1]
     return columns, real
+
+
+@torch.no_grad()
+def active_triplets(values: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Of the triplets of each row with v_p - v_n + margin > 0: how they weigh each value, [b, m], and their number [b].
+
+    The sum of these hinges is piecewise linear in the values [b, m], none below 0: how often each takes part in an
+    active triplet is its weight. Counting needs the sorted rows, never a list of triplets.
+    """
+    members, real = first_of_rows(positive)
+    negatives, _ = sorted_rows(values.masked_fill(~negative, torch.inf))
+    # Active where v_n < v_p + margin: counted for its positive, then for its negative. The same sum on both sides: a
+    # triplet at the margin must round the same way for both of its members.
+    reach = (values.gather(1, members) + margin).masked_fill(~real, -torch.inf).sort(dim=1).values
+    active_positives = reach.shape[1] - torch.searchsorted(reach, values.contiguous(), right=True)
+    active_negatives = torch.searchsorted(negatives, values.gather(1, members) + margin) * real
+    weight = (active_positives * -1.0).to(values.dtype).masked_fill_(~negative, 0)
+    weight.scatter_add_(1, members, active_negatives.to(values.dtype))
+    return weight, active_negatives.sum(dim=1).to(values.dtype)
 
 
 class _Rowwise(torch.autograd.Function):
