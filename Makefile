@@ -6,7 +6,7 @@ ARGS ?=
 BENCH ?= losses retrieval input training micro_batch scaling
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format figure4 bench clean
+.PHONY: help install train test lint format figure4 bench docs clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,5 +42,9 @@ bench: $(READY)  ## Speed and memory beside peers, a table each; BENCH=losses AR
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name $(ARGS) || exit 1; done
 
+docs: $(READY)  ## Build docs/_build/html, offline but for the packages; runs the examples (some minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html $(ARGS)
+
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info docs/_build docs/examples docs/reference/config
