@@ -159,8 +159,21 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         file = packaged_file(str(cfg.backbone.get("name")))
     if file and not (for_evaluation or resumed):  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
-    embedder = _embedder(cfg, from_checkpoint=for_evaluation or resumed)
-    model = MetricLearner(
+    embedder = make_embedder(cfg, from_checkpoint=for_evaluation or resumed)
+    model = make_learner(cfg, embedder, config, **({} if for_evaluation else make(cfg.engine)))
+    return Built(source, data, model, broken, validation)
+
+
+def make_learner(cfg: DictConfig, embedder: nn.Module, config: dict[Any, Any], **engine: Any) -> MetricLearner:
+    """The Lightning module of a config, in which nothing is left to be filled in.
+
+    Args:
+        cfg: composed config.
+        embedder: of it.
+        config: what checkpoints are to carry.
+        engine: how a step is carried out.
+    """
+    return MetricLearner(
         embedder=embedder,
         loss=make(cfg.loss),
         evaluator=make(cfg.evaluator),
@@ -170,12 +183,11 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         **_how_weights_learn(cfg, embedder),
         monitor=cfg.protocol.monitor,
         watch_test=cfg.protocol.watch_test,
-        **({} if for_evaluation else make(cfg.engine)),
+        **engine,
     )
-    return Built(source, data, model, broken, validation)
 
 
-def _embedder(cfg: DictConfig, *, from_checkpoint: bool) -> Any:
+def make_embedder(cfg: DictConfig, *, from_checkpoint: bool) -> nn.Module:
     """Backbone and embedder; from_checkpoint: all weights will come from there, so none are fetched or read."""
     none, file = {"pretrained": False, "checkpoint_path": None}, cfg.embedder.get("checkpoint_path")
     no_weights = none if from_checkpoint or file else {}  # an embedder's file holds the backbone's as well

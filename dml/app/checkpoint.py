@@ -44,10 +44,15 @@ def read_checkpoint(path: Path, key: str) -> dict[str, Any]:
     return checkpoint
 
 
-def read_to_evaluate(path: Path, trust: bool) -> dict[str, Any]:
+def read_to_evaluate(path: Path, trust: bool, key: str = "ckpt_path") -> dict[str, Any]:
     """Load a checkpoint of which parts are to be made.
 
     Images are not cached because a checkpoint says so: it would also say in which folder.
+
+    Args:
+        path: the file, or the folder of its run.
+        trust: also take parts that could run code.
+        key: to name in errors.
 
     Returns:
         The checkpoint, its config without what evaluation has from elsewhere; `trainer` holds the plain values of the
@@ -56,10 +61,10 @@ def read_to_evaluate(path: Path, trust: bool) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be used, or its config could run code and there is no trust.
     """
-    checkpoint = read_checkpoint(path, "ckpt_path")
+    checkpoint = read_checkpoint(path, key)
     config = {key: value for key, value in checkpoint["dml_config"].items() if key not in _UNUSED}
     if not trust:
-        distrust(config, f"ckpt_path={path}")
+        distrust(config, f"{key}={path}")
         config["data"] = {**config["data"], "cache": "none"}
     trainer = checkpoint["dml_config"].get("trainer")
     plain = {

@@ -25,7 +25,7 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             return run(cfg)
         except Exception as caught:
             error = _not_hidden(caught)
-            said = _message(error)
+            said = message_of(error)
             if said is None:  # a bug
                 if error is caught:
                     raise
@@ -44,7 +44,7 @@ def _not_hidden(error: Exception) -> Exception:
     return hidden if "iter(combined_loader)" in str(error) and isinstance(hidden, Exception) else error
 
 
-def _message(error: Exception) -> str | None:
+def message_of(error: Exception) -> str | None:
     """What the user is told; None of an error that no user can mend."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         # No space, no more of what the user may have, a file that may not grow further.

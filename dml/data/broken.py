@@ -87,6 +87,19 @@ def find_broken(
         raise ValueError(f"data.cache_dir={folder}: {file} cannot be read or written ({error})") from error
 
 
+def why_broken(error: ValueError) -> str:
+    """Why an image cannot be decoded, of the error of `load_image`.
+
+    Raises:
+        ValueError: that error again, where it says nothing of the image: the system cannot read it.
+    """
+    cause = error.__cause__
+    # Pillow itself seeks to where a broken file says, which the system calls an invalid argument.
+    if isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.EINVAL):
+        raise error
+    return str(cause) or type(cause).__name__
+
+
 class _Reasons(Dataset[str]):
     """Why an image cannot be decoded; empty if it can."""
 
@@ -100,11 +113,7 @@ class _Reasons(Dataset[str]):
         try:
             load_image(self.images[index], white=self.white)
         except ValueError as error:
-            cause = error.__cause__
-            # Pillow itself seeks to where a broken file says, which the system calls an invalid argument.
-            if isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.EINVAL):
-                raise
-            return str(cause) or type(cause).__name__
+            return why_broken(error)
         return ""
 
 

@@ -88,6 +88,26 @@ class MetricLearner(pl.LightningModule):
         self.test_gallery: Tensor | None = None
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *, trust: bool = False, **unused: Any) -> "MetricLearner":  # type: ignore[override]
+        """The learner of a checkpoint, made from the config inside of it; `dml.load` reads images as well.
+
+        Args:
+            checkpoint_path: the file, or the folder of a finished run.
+            trust: also make parts of other packages that the checkpoint names; they can run any code.
+            unused: what Lightning's own takes beside; only defaults are possible.
+
+        Raises:
+            ValueError: it cannot be used.
+        """
+        if given := [key for key, value in unused.items() if value is not None]:
+            raise ValueError(
+                f"MetricLearner.load_from_checkpoint takes no {', '.join(given)}: all is in the checkpoint"
+            )
+        from dml import load  # the only way up: who knows configs knows this file
+
+        return load(checkpoint_path, trust=trust).learner
+
     def configure_optimizers(self) -> Any:
         """The optimiser over all weights that learn, and the schedule: by step, or by validation if it needs one.
 
@@ -201,6 +221,10 @@ class MetricLearner(pl.LightningModule):
         ((embeddings, labels), *gallery), self.test_metrics = self._evaluate("test")
         self.test_embeddings = embeddings.cpu(), labels.cpu()
         self.test_gallery = gallery[0][0].cpu() if gallery else None
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Embeddings of a batch: images alone, or the first of what a loader gives."""
+        return self(batch if isinstance(batch, Tensor) else batch[0]).float()
 
     def _collect(self, batch: Batch, loader: int) -> None:
         images, labels, index = batch

@@ -165,7 +165,7 @@ class Evaluator:
         broken = sum(int((~part.isfinite()).any(dim=1).sum()) for part in x.split(1024))
         if broken:
             raise ValueError(f"{broken} of {len(x)} embeddings are NaN or infinite")
-        return _normalized(x) if self.normalize else x
+        return normalized(x) if self.normalize else x
 
 
 def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None:
@@ -201,7 +201,7 @@ def _checked(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray:
     return own.astype(np.int64)
 
 
-def _normalized(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """Rows of length 1 (zeros stay zeros), by float64 steps that give the same bits on every device."""
     normalized = torch.empty_like(x)
     for part, into in zip(x.split(1024), normalized.split(1024), strict=True):

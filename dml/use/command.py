@@ -1,0 +1,124 @@
+"""The command `dml`: embed, index, search, export, publish. A mistake is one line on standard error."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dml.printable import printable, tolerant_output
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text} is not possible: it must be a whole number from 1 on")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; the GPU by default, if there is one")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="also make parts of other packages that the checkpoint names; they can run any code",
+    )
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    parser.add_argument("run", metavar="RUN", type=_path, help="folder of a finished run, or a checkpoint")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, tables of paths, - for stdin")
+    parser.add_argument("--out", type=_path, default=Path("embeddings.npz"), help="%(default)s; or NAME.parquet")
+    parser.add_argument("--column", help="of a table: its paths; path by default, or the only one")
+    parser.add_argument("--root", type=_path, help="what relative paths in a table are below; its folder by default")
+    parser.add_argument("--batch-size", type=_positive, default=64, help="%(default)s images")
+    parser.add_argument("--workers", type=_whole, help="processes that decode; the cores by default, 8 at most")
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out what cannot be decoded, and list it in NAME.bad_images.txt (an error by default)",
+    )
+    parser.add_argument("--max-bad", type=_whole, default=10, help="more of them are an error; %(default)s")
+    _model_options(parser)
+
+    def run(given: argparse.Namespace) -> None:
+        from dml.use.embed import embed, share_of_environment
+        from dml.use.embeddings import ENDINGS
+        from dml.use.images import find_images
+        from dml.use.trained import load
+
+        if given.out.suffix not in ENDINGS:
+            raise ValueError(f"--out {given.out} is not possible: its name must end in {' or '.join(ENDINGS)}")
+        images = find_images(given.images, given.column, given.root)
+        share = share_of_environment()
+        model = load(given.run, trust=given.trust).to(_device(given.device, share.local_rank))
+        embed(
+            model,
+            images,
+            given.out,
+            batch_size=given.batch_size,
+            workers=given.workers,
+            skip=given.skip_broken,
+            max_bad=given.max_bad,
+            share=share,
+        )
+
+    return run
+
+
+_COMMANDS = {
+    "embed": ("embed images into a file of embeddings", _add_embed),
+}
+
+
+def _device(given: str | None, local_rank: int = 0) -> str:
+    import torch
+
+    if given is None:
+        count = torch.cuda.device_count()
+        return f"cuda:{local_rank % count}" if count else "cpu"
+    try:
+        torch.zeros(1, device=given)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {given} is not possible: {str(error).splitlines()[0]}") from error
+    return given
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; what a user can mend ends it with one line."""
+    tolerant_output()
+    parser = argparse.ArgumentParser(prog="dml", description="Use what was trained (docs/use.md).")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, (doing, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=doing, description=f"{doing[0].upper()}{doing[1:]}.")
+        command.set_defaults(run_command=add(command))
+    given = parser.parse_args(arguments)
+    try:
+        given.run_command(given)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        said = _said(error)
+        if said is None or os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit("\n".join(map(printable, said.splitlines())))
+
+
+def _said(error: Exception) -> str | None:
+    """What the user is told; None of an error that no user can mend."""
+    if isinstance(error, OSError) and error.errno is not None:
+        kept = "; what was written before is whole: the same command goes on" if error.errno in _FULL else ""
+        return f"{error.filename or 'a file'}: {error.strerror}{kept}"
+    from dml.app.errors import message_of
+
+    return message_of(error)
