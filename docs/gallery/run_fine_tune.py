@@ -30,7 +30,9 @@ from dml.retrieval.search import Search
 root = Path(dml.__file__).parents[1]
 folder = Path(tempfile.mkdtemp())
 with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-    config = compose("train", ["logger=none", "progress_bar=false", f"hydra.run.dir={folder}"], return_hydra_config=True)
+    config = compose(
+        "train", ["logger=none", "progress_bar=false", f"hydra.run.dir={folder}"], return_hydra_config=True
+    )
 metrics = run_train(config)
 for name, value in metrics.items():
     print(f"{name:18s} {value:.4f}")
