@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dml.app.checkpoint import read_checkpoint
 from dml.app.keys import takes_steps
 from dml.app.schema import parameters_of
+from dml.app.search import pruned_at, validated_in
 from dml.app.settings import LATER, Optimizing, Splitting
 from dml.data.trained_on import TrainedOn
 from dml.locks import lock
@@ -79,6 +80,8 @@ def finished_metrics(
 ) -> dict[str, float] | None:
     """The metrics of the run that this folder holds; None if it holds no finished one.
 
+    A run that a search has pruned counts as finished as long as the search prunes it.
+
     Args:
         cfg: of the run that is asked for.
         folder: of the run.
@@ -92,6 +95,9 @@ def finished_metrics(
     if not file.is_file():
         return None
     found = json.loads(file.read_text())
+    if found["row"].get("pruned") and pruned_at(folder, validated_in(folder)) is None:
+        file.unlink()
+        return None
     if (folder / "config.yaml").is_file():
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         moved = _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")

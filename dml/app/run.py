@@ -30,10 +30,12 @@ from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
 from dml.app.row import method_of, row_of, row_of_evaluation
+from dml.app.search import validated_in
 from dml.app.settings import Evaluation, Model
 from dml.app.trainer import build_loggers, build_trainer
 from dml.data.trained_on import TrainedOn, of_test_part
 from dml.engine.callbacks import BestCheckpoint
+from dml.engine.pruning import PrunedError
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.printable import printable
@@ -57,7 +59,8 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
     """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
 
     Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and then, for
-    two-dimensional embeddings, test_embeddings.npz and embedding.png. A folder that holds a finished run of the same
+    two-dimensional embeddings, test_embeddings.npz and embedding.png. A run that a search prunes is not tested, and its
+    row says so. A folder that holds a finished run of the same
     settings is left as it is; one that holds an unfinished run goes on from its last checkpoint.
 
     Returns:
@@ -133,6 +136,8 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
         if resumed is not None and trainer.global_step == before["global_step"]:  # nothing was left to train
             _copy(resumed, folder / "checkpoints" / "last.ckpt")
         metrics = _test(cfg, trainer, built, folder, code)
+    except PrunedError as pruned:
+        metrics = _give_up(cfg, trainer, built, folder, code, pruned)
     finally:
         finish_wandb()
     return metrics
@@ -190,6 +195,18 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
         _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # first: the run is finished
         save_pictures(trainer, built, metrics, folder)
         _print_table(metrics, folder)
+    return metrics
+
+
+def _give_up(
+    cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code: str, pruned: PrunedError
+) -> dict[str, float]:
+    """Write down that a search has pruned this run. Its test images are not read."""
+    metrics = {cfg.protocol.monitor: max(validated_in(folder).values())}
+    if trainer.is_global_zero:
+        step = {"step": pruned.step, cfg.protocol.monitor: pruned.value}
+        _write(folder / "metrics.json", metrics, row_of(built, trainer.global_step, None, code) | {"pruned": step})
+        print(f"Pruned after step {pruned.step}: {cfg.protocol.monitor} is {pruned.value:.4f}. Files: {folder}")
     return metrics
 
 

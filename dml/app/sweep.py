@@ -18,6 +18,7 @@ from omegaconf import DictConfig, read_write
 
 from dml.engine.stop import STATUS
 
+_SEARCH = "hydra_plugins.dml_search.Search"
 # Of the overrides of Hydra, those that say what is swept; the others say how, and the sweep stays the same.
 _SWEPT = re.compile(r"hydra/sweeper|hydra\.sweeper\.(?!n_trials=)")
 
@@ -57,7 +58,7 @@ class SweepChecked(Callback):
         for part in ("launcher", "sweeper"):
             target = config.hydra[part]._target_
             try:
-                import_module(target.rpartition(".")[0])
+                import_module("optuna" if target == _SEARCH else target.rpartition(".")[0])
             except ImportError:
                 extra = "ray" if target.endswith(".RayLauncher") else "sweep"
                 choice = config.hydra.runtime.choices[f"hydra/{part}"]

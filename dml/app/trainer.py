@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
 from dml.app.make import make
+from dml.app.search import pruning_in
 from dml.app.settings import loggers_of
 from dml.engine.blank import BlankImages
 from dml.engine.callbacks import make_callbacks
@@ -60,6 +61,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
             minutes=cfg.checkpoint_minutes,
             stop=stop,
         )
+        callbacks += pruning_in(folder)
         callbacks.append(RunLog(cfg.protocol.monitor if cfg.protocol.validate else None))
     if cfg.progress_bar:
         callbacks.append(StepProgressBar())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dml.printable import tolerant_output
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
-from dml.report.runs import Group, Run, group_runs, read_runs, swept_alphas, unfinished
+from dml.report.runs import Group, Run, group_runs, pruned, read_runs, swept_alphas, unfinished
 from dml.report.tables import as_csv, latex, layout, markdown, table2
 from dml.words import counted
 
@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"\nNot counted, as they repeat a seed of another: {counted(repeats, 'run')}.")
     if open_ends := unfinished(chosen.folders):
         print(f"\nNot counted, as they are not finished: {counted(len(open_ends), 'run')}; the first: {open_ends[0]}")
+    if given_up := pruned(chosen.folders):
+        print(f"\nNot counted, as a search pruned them: {counted(len(given_up), 'run')}; the first: {given_up[0]}")
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").touch()

@@ -48,7 +48,7 @@ def draw_embedding(folder: Path, mean_average_precision: float | None) -> Path:
     Returns:
         The picture's path.
     """
-    figure, axes = _figure(1)
+    figure, axes = canvas(1)
     images = _scatter(axes[0], folder)
     score = "" if mean_average_precision is None else f", mAP {mean_average_precision:.3f}"
     axes[0].set_title(f"{images} test images{score}")
@@ -65,7 +65,7 @@ def draw_side_by_side(panels: Sequence[tuple[str, Path, float | None]], path: Pa
     Returns:
         The three.
     """
-    figure, axes = _figure(len(panels))
+    figure, axes = canvas(len(panels))
     for ax, (title, folder, score) in zip(axes, panels, strict=True):
         _scatter(ax, folder)
         ax.set_title(_title(title) if score is None else f"{_title(title)}\nmAP {score:.3f}", parse_math=False)
@@ -99,7 +99,7 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
     Returns:
         The three.
     """
-    figure, axes = _figure(2 + len(sweeps))
+    figure, axes = canvas(2 + len(sweeps))
     ranks = np.linspace(0, 1, 401)
     for alpha in sorted({alpha for sweep in sweeps.values() for alpha in sweep}):
         w = transfer(ranks, alpha)
@@ -131,7 +131,8 @@ def draw_alpha_sweep(sweeps: Mapping[str, Mapping[float, Sequence[Run]]], path: 
     return _save_all(figure, path)
 
 
-def _figure(panels: int) -> tuple[Any, Any]:
+def canvas(panels: int) -> tuple[Any, Any]:
+    """A figure and its axes, side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

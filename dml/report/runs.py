@@ -77,6 +77,8 @@ class Group(NamedTuple):
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """All finished runs in or below the folders, folder by folder in the order of paths; jobs of a sweep by number.
 
+    What a search pruned is not finished.
+
     Raises:
         ValueError: a folder holds none, or a metrics.json cannot be read.
     """
@@ -92,13 +94,23 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for file in files:
         try:
             content = json.loads(file.read_text())
+            if content["row"].get("pruned"):
+                continue
             run = Run(file.parent, content["metrics"], content["row"])
             _ = [run.row[key] for key in ("method", "data", "dimension", "seed")]
             _ = [float(value) for value in run.metrics.values()]
             runs.append(run)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not the metrics.json of a run: {error!r}") from error
+    if not runs:
+        raise ValueError(f"no finished run in {', '.join(map(str, folders))}: a search pruned all that are there")
     return runs
+
+
+def pruned(folders: Sequence[Path]) -> list[Path]:
+    """Runs in or below the folders that a search gave up."""
+    files = {file for folder in folders for file in folder.resolve().rglob("metrics.json")}
+    return sorted(file.parent for file in files if json.loads(file.read_text())["row"].get("pruned"))
 
 
 def unfinished(folders: Sequence[Path]) -> list[Path]:

@@ -106,7 +106,6 @@ def test_workers_share_the_gpus(gpus, devices, workers, monkeypatch):
     [
         ("hydra_joblib_launcher", "hydra/launcher=workers", "sweep"),
         ("hydra_ray_launcher", "hydra/launcher=ray_workers", "ray"),
-        ("hydra_optuna_sweeper", "hydra/sweeper=alpha_lr", "sweep"),
     ],
 )
 def test_what_is_not_installed_is_named(plugin, override, extra):
@@ -115,33 +114,6 @@ def test_what_is_not_installed_is_named(plugin, override, extra):
     code, out, err = end(start("train.py", "-m", "seed=0,1", override))
     assert code == 1 and out == ""
     assert err == f"{override} is not installed: pip install -c constraints.txt -e '.[{extra}]'\n"
-
-
-@needs("hydra_optuna_sweeper")
-def test_a_search_without_validation_is_refused():
-    code, _, err = end(start("train.py", "-m", "hydra/sweeper=alpha_lr", "protocol=paper", "seed=0"))
-    assert code == 1 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("protocol=paper has no validation metric for hydra/sweeper=alpha_lr")
-
-
-@needs("hydra_optuna_sweeper")
-def test_a_search_maximises_the_validation_metric_and_goes_on(tmp_path):
-    import optuna
-    from optuna.distributions import LogUniformDistribution, UniformDistribution
-
-    # What it tries first, finished already.
-    space = {"loss.alpha": UniformDistribution(1, 8), "optimizer.lr": LogUniformDistribution(0.0003, 0.03)}
-    first = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0)).ask(space).params
-    train(tmp_path / "0", *(f"{key}={value}" for key, value in first.items()))
-    command = (*TRAIN, "hydra/sweeper=alpha_lr", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path}")
-    code, out, err = end(start("train.py", "-m", *command))
-    assert code == 0, err
-    assert out.count("not run again") == 1
-    found = OmegaConf.load(tmp_path / "optimization_results.yaml")
-    validated = [metrics_of(tmp_path / str(job))["val/map"] for job in range(3)]
-    assert len(set(validated)) == 3 and found.best_value == max(validated)
-    best = OmegaConf.load(tmp_path / str(validated.index(max(validated))) / "config.yaml")
-    assert found.best_params == {"loss.alpha": best.loss.alpha, "optimizer.lr": best.optimizer.lr}
 
 
 @needs("hydra_joblib_launcher")
