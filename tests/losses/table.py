@@ -71,7 +71,7 @@ PAIRS = {
     "calibration": Known(CalibrationLoss, by_anchors.calibration, {}),
     "ranked_list": Known(RankedListLoss, by_anchors.ranked_list, {}),
     "ranked_list, tpami": Known(RankedListLoss, by_anchors.ranked_list, {"form": "tpami"}),
-    "histogram": Known(HistogramLoss, by_anchors.histogram, {}),
+    "histogram": Known(HistogramLoss, by_anchors.histogram, {"bins": 11}),
     "snr": Known(SNRLoss, by_anchors.snr, {}),
     "snr, triplet": Known(SNRLoss, by_anchors.snr, {"form": "triplet"}),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 def histogram(places: Tensor, mask: Tensor, nodes: int) -> Tensor:
     """The true entries of places [b, k], in units of the distance of two nodes from the first: their shares [nodes].
 
-    What lies outside of the nodes is extrapolated by the two at the end. Added up in float64.
+    What lies outside of the nodes is extrapolated by the two at the end. In float64, as slopes are differences of nodes.
     """
     return _Histogram.apply(places, mask, nodes)
 
@@ -21,12 +21,13 @@ class _Histogram(torch.autograd.Function):
         upper = torch.where(mask, places - low, 0).double().flatten()
         low = low.long()
         ctx.save_for_backward(low, mask)
+        ctx.dtype = places.dtype
         of_upper = torch.bincount(low.flatten(), upper, minlength=nodes)
         found = torch.bincount(low.flatten(), mask.double().flatten(), minlength=nodes) - of_upper
         found[1:] += of_upper[:-1]
-        return found.to(places.dtype)
+        return found
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         low, mask = ctx.saved_tensors
-        return torch.where(mask, gradient.diff()[low], 0), None, None
+        return torch.where(mask, gradient.diff().to(ctx.dtype)[low], 0), None, None
