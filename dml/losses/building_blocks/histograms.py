@@ -9,7 +9,8 @@ from torch import Tensor
 def histogram(places: Tensor, mask: Tensor, nodes: int) -> Tensor:
     """The true entries of places [b, k], in units of the distance of two nodes from the first: their shares [nodes].
 
-    What lies outside of the nodes is extrapolated by the two at the end. In float64, as slopes are differences of nodes.
+    What lies outside of the nodes is extrapolated by the two at the end. In float64, as slopes are differences of
+    nodes.
     """
     return _Histogram.apply(places, mask, nodes)
 
