@@ -73,14 +73,17 @@ def nra(
     return mean(terms)
 
 
-def contrastive(embeddings: Tensor, labels: Tensor, margin: float = 1.0, anchors: int | None = None) -> Tensor:
+def contrastive(
+    embeddings: Tensor, labels: Tensor, margin: float = 1.0, hinge: str = "distance", anchors: int | None = None
+) -> Tensor:
     """Equation 1, as the mean over all unordered pairs; given anchors, over all pairs of one of these and another."""
     dist, classes, terms = distances(embeddings), labels.tolist(), []
     pairs = combinations(range(len(classes)), 2) if anchors is None else permutations(range(len(classes)), 2)
     for i, j in pairs:
         if anchors is not None and i >= anchors:
             continue
-        terms.append(dist[i][j] ** 2 if classes[i] == classes[j] else max(0.0, margin - dist[i][j]) ** 2)
+        squared = max(0.0, margin - dist[i][j] ** 2) if hinge == "squared" else max(0.0, margin - dist[i][j]) ** 2
+        terms.append(dist[i][j] ** 2 if classes[i] == classes[j] else squared)
     return mean(terms)
 
 

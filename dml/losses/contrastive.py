@@ -1,6 +1,6 @@
 """Contrastive loss, Hadsell, Chopra and LeCun (2006); eq. 1 of the NRA paper."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
@@ -17,16 +17,23 @@ _FEW = 32  # pairs for each embedding up to which listing them is faster than we
 class ContrastiveLoss(nn.Module):
     """Mean over all unordered pairs of the batch: D^2 for a positive pair, max(0, margin - D)^2 for a negative one.
 
+    Args:
+        margin: distance (or squared distance) from which a negative pair loses nothing, > 0.
+        hinge: "distance": as above; "squared": max(0, margin - D^2) for a negative pair, as ABE (Kim et al. 2018) has.
+
     Raises:
-        ValueError: margin is not positive.
+        ValueError: margin is not positive, or hinge is unknown.
     """
 
     min_samples_per_class = 2
 
-    def __init__(self, *, margin: Annotated[float, Gt(0)] = 1.0) -> None:
+    def __init__(
+        self, *, margin: Annotated[float, Gt(0)] = 1.0, hinge: Literal["distance", "squared"] = "distance"
+    ) -> None:
         super().__init__()
         require(margin > 0, "loss.margin", margin, "greater than 0")
-        self.margin = margin
+        require(hinge in ("distance", "squared"), "loss.hinge", hinge, "distance or squared")
+        self.margin, self.hinge = margin, hinge
 
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
@@ -38,16 +45,22 @@ class ContrastiveLoss(nn.Module):
         if (pairs := self._pairs(embeddings, labels, anchors)) is not None:
             d = distance_to(embeddings, pairs[0], pairs[1][None])[0]
             same = labels[pairs[0]] == labels[pairs[1]]
-            return torch.where(same, d, (self.margin - d).clamp_min(0)).square().sum() / count
+            return torch.where(same, d.square(), self._room(d.square(), d)).sum() / count
 
         def terms(rows: Tensor, squared: Tensor) -> Tensor:
             same = labels[rows, None] == labels[None, :]  # with self, whose distance is 0
-            return torch.where(same, squared, (self.margin - root(squared)).clamp_min(0).square()).sum(dim=1)
+            return torch.where(same, squared, self._room(squared, root(squared))).sum(dim=1)
 
         if anchors is None:  # the matrix holds every unordered pair twice
             return sum_over_rows(embeddings, terms, symmetric=True) / (2 * count)
         rows = torch.arange(anchors, device=labels.device)
         return sum_over_rows(embeddings, terms, rows=rows) / count
+
+    def _room(self, squared: Tensor, d: Tensor) -> Tensor:
+        """What negative pairs lose."""
+        if self.hinge == "squared":
+            return (self.margin - squared).clamp_min(0)
+        return (self.margin - d).clamp_min(0).square()
 
     @torch.no_grad()
     def _pairs(self, x: Tensor, labels: Tensor, anchors: int | None) -> tuple[Tensor, Tensor] | None:
@@ -57,12 +70,13 @@ class ContrastiveLoss(nn.Module):
         x = x - x.mean(dim=0)
         norms = x.square().sum(dim=1)
         slack = (x.shape[1] + 8) * torch.finfo(x.dtype).eps * (norms.sqrt() + norms.max().sqrt()).square()
+        reach = self.margin if self.hinge == "squared" else self.margin**2
         found: list[Tensor] = []
         for rows in row_blocks(x, torch.arange(len(x), device=x.device)[:anchors]):
             start = int(rows[0]) if anchors is None else 0  # a pair once
             squared = matmul(x[rows], -2 * x[start:], norms[start:]).add_(norms[rows, None])
             # What rounding leaves in question is in, and so is NaN.
-            near = ~(squared > self.margin**2 + slack[rows, None]) | (labels[rows, None] == labels[start:])
+            near = ~(squared > reach + slack[rows, None]) | (labels[rows, None] == labels[start:])
             row, column = near.nonzero().unbind(1)
             row, column = rows[row], column + start
             keep = row < column if anchors is None else row != column

@@ -1,13 +1,12 @@
 """Cross-batch memory (Wang, Zhang, Huang and Scott 2020): embeddings of earlier batches as positives and negatives."""
 
-import inspect
 from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.contract import checked, require
+from dml.losses.building_blocks.contract import checked, require, without_anchors
 
 
 class CrossBatchMemory(nn.Module):
@@ -41,10 +40,8 @@ class CrossBatchMemory(nn.Module):
         embedding_dim: Annotated[int, Gt(0)],
     ) -> None:
         super().__init__()
-        name = type(loss).__name__
-        takes = inspect.signature(loss.forward).parameters
         wanted = "a loss whose forward takes anchors, as contrastive, triplet, nra or multi_similarity"
-        require("anchors" in takes, "loss.loss", name, wanted)
+        require((name := without_anchors(loss)) is None, "loss.loss", name, wanted)
         require(size > 0, "loss.size", size, "greater than 0")
         require(embedding_dim > 0, "loss.embedding_dim", embedding_dim, "greater than 0")
         require(start_step >= 0, "loss.start_step", start_step, "0 or greater")

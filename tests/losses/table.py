@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dml.losses.arc_face import ArcFaceLoss
+from dml.losses.bier import BIERLoss
 from dml.losses.calibration import CalibrationLoss
 from dml.losses.circle import CircleLoss
 from dml.losses.contrastive import ContrastiveLoss
@@ -13,6 +14,7 @@ from dml.losses.cos_face import CosFaceLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.fast_ap import FastAPLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
+from dml.losses.hdc import HDCLoss
 from dml.losses.histogram import HistogramLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.memory import CrossBatchMemory
@@ -22,6 +24,7 @@ from dml.losses.normalized_softmax import NormalizedSoftmaxLoss
 from dml.losses.npair import NPairLoss
 from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
+from dml.losses.per_group import PerGroupLoss
 from dml.losses.proxy_anchor import ProxyAnchorLoss
 from dml.losses.proxy_nca import ProxyNCALoss
 from dml.losses.ranked_list import RankedListLoss
@@ -34,7 +37,7 @@ from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
 from dml.losses.tuplet_margin import TupletMarginLoss
 from tests import oracles
-from tests.losses import by_anchors, by_proxies, by_ranks
+from tests.losses import by_anchors, by_groups, by_proxies, by_ranks
 
 
 class Known(NamedTuple):
@@ -94,8 +97,39 @@ PROXIES = {
 }
 
 
+def per_group(**options: Any) -> nn.Module:
+    """Contrastive loss in every group."""
+    return PerGroupLoss(loss=ContrastiveLoss(), **options)
+
+
+# Those of columns in groups; their oracles take the loss first.
+GROUPED = {
+    "hdc": Known(HDCLoss, by_groups.hdc, {"ratios": (0.7, 0.5)}),
+    "bier": Known(BIERLoss, by_groups.bier, {}),
+    "bier, eta": Known(BIERLoss, by_groups.bier, {"boosting": "eta", "cost": 5.0}),
+    "bier, adversarial": Known(BIERLoss, by_groups.bier, {"adversarial": 0.1, "weight_penalty": 0.1, "hidden": 4}),
+    "per_group": Known(per_group, by_groups.per_group, {"divergence": 0.5}),
+}
+
+
+def grouped(name: str, embedding_dim: int) -> nn.Module:
+    """A loss of this name with two groups of columns, of one width where that may be; one column is a group."""
+    known, half = GROUPED[name], embedding_dim // 2
+    groups = (half, embedding_dim - half) if half else (1,)
+    options = dict(known.options)
+    if "ratios" in options:
+        options["ratios"] = options["ratios"][: len(groups)]
+    if len(set(groups)) > 1:
+        options |= {key: 0.0 for key in ("divergence", "adversarial") if key in options}
+    elif not half:
+        options |= {key: 0.0 for key in ("adversarial",) if key in options}
+    return known.make(groups=groups, **options)
+
+
 def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
     """A loss of this name."""
+    if name in GROUPED:
+        return grouped(name, embedding_dim)
     if name.startswith("memory"):
         inner = build(name.removeprefix("memory, "), embedding_dim, num_classes)
         return CrossBatchMemory(loss=inner, size=20, start_step=1, embedding_dim=embedding_dim)
@@ -106,4 +140,4 @@ def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
     return known.make(**known.options)
 
 
-EVERY = [*PAIRS, *WHOLE, *PROXIES, "memory, nra"]
+EVERY = [*PAIRS, *WHOLE, *PROXIES, *GROUPED, "memory, nra"]

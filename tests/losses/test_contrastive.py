@@ -11,7 +11,7 @@ from tests.losses.conftest import LossContract
 
 
 class TestContrastive(LossContract):
-    variants = ({}, {"margin": 0.3}, {"margin": 5.0})
+    variants = ({}, {"margin": 0.3}, {"margin": 5.0}, {"margin": 0.5, "hinge": "squared"})
     empty_batches = ((3,),)
 
     def build(self, options, dim):

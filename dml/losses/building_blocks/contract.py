@@ -1,12 +1,13 @@
 """What every loss promises: its inputs are checked, it computes in full precision, and mistakes are named."""
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SCALE = 1e10  # sums of very many squares of numbers from 1 / _SCALE to _SCALE are within float32
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -87,6 +88,13 @@ def require(ok: bool, key: str, value: object, wanted: str) -> None:
     """
     if not ok:
         raise ValueError(f"{key}={value} is not possible: it must be {wanted}")
+
+
+def without_anchors(loss: nn.Module) -> str | None:
+    """The name of this loss, or of one of its `losses`, if its forward takes no `anchors`; None: all take them."""
+    if "anchors" not in inspect.signature(loss.forward).parameters:
+        return type(loss).__name__
+    return next(filter(None, map(without_anchors, getattr(loss, "losses", ()))), None)
 
 
 def zero(x: Tensor) -> Tensor:
