@@ -55,9 +55,11 @@ def test_launchers_and_sweepers_compose(part):  # tests/app/test_sweep.py runs t
 @pytest.mark.parametrize("choice", choices("loss"))
 def test_loss(choice):
     node = resolved("loss", choice)
+    groups = [2] * len(node.get("ratios", "ab"))
     # What the file leaves open is a size that data and embedder fill in.
-    loss = make(node, **{key: 4 for key, value in node.items() if value is None})
-    embeddings = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = make(node, **{key: groups if key == "groups" else 4 for key, value in node.items() if value is None})
+    width = sum(groups) if "groups" in node else 4
+    embeddings = torch.randn(12, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
     value = loss(embeddings, torch.arange(12) // 3)
     value.backward()
     assert value.shape == () and value.isfinite() and embeddings.grad.abs().sum() > 0
@@ -255,15 +257,19 @@ def test_model_is_a_backbone_with_its_input_size(choice):
     }[choice]
 
 
+LOSS_OF = {"proxy_nca_pp": "proxy_nca", "abier": "bier"}  # other settings, or another network
+
+
 @pytest.mark.parametrize("choice", choices("method"))
 def test_method_names_its_loss(choice):
     cfg = composed("train", f"method={choice}")
-    assert cfg.loss._target_.startswith(f"dml.losses.{choice.removesuffix('_pp')}.")
+    assert cfg.loss._target_.startswith(f"dml.losses.{LOSS_OF.get(choice, choice)}.")
+    assert cfg.method_name == choice
     assert cfg.sampler.samples_per_class == (2 if choice == "npair" else 5)
 
 
 def test_every_loss_has_a_method():
-    assert set(choices("method")) == {*choices("loss"), "proxy_nca_pp"}  # the same loss with other settings
+    assert set(choices("method")) == set(choices("loss")) | set(LOSS_OF)
 
 
 @pytest.mark.parametrize("method", choices("method"))

@@ -13,7 +13,8 @@ from torch import nn
 from dml.app.checks import check_data, check_tested
 from dml.app.keys import takes_steps
 from dml.app.make import make
-from dml.app.settings import LATER, Optimizing, Splitting, without
+from dml.app.settings import Optimizing, Splitting, without
+from dml.app.sizes import fill_in_sizes, groups_of
 from dml.app.told import tell
 from dml.data.broken import find_broken, leave_out
 from dml.data.cache import cache_images
@@ -64,12 +65,10 @@ def build_source(cfg: DictConfig, *, validate: bool) -> tuple[Source, Records | 
     return source.hold_out(split.get("val_fraction", 0.2), split.get("fold"), split.get("folds", 5))
 
 
-def fill_in(cfg: DictConfig, source: Source) -> None:
+def fill_in(cfg: DictConfig, source: Source, embedder: Any) -> None:
     """Put into the configs of loss and schedule what only data and embedder know; what the user set stays."""
     with open_dict(cfg):
-        for key, value in zip(LATER, (source.train.num_classes, cfg.embedder.get("dim")), strict=True):
-            if key in cfg.loss and cfg.loss[key] is None:
-                cfg.loss[key] = value
+        fill_in_sizes(cfg.loss, groups_of(embedder, cfg.embedder.get("dim")), source.train.num_classes)
         for key in takes_steps(cfg):
             cfg.scheduler[key] = _steps(cfg, source)
 
@@ -107,8 +106,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     """Build data and model.
 
     Args:
-        cfg: composed config that `check_config` has passed; num_classes and embedding_dim of the loss and the steps of
-            the schedule are filled in, the only change made to it.
+        cfg: composed config that `check_config` has passed; the sizes of the loss and the steps of the schedule are
+            filled in, the only change made to it.
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
         resumed: weights come from a checkpoint.
@@ -124,7 +123,6 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         check_tested(cfg, source)
     else:
         check_data(cfg, source, validation)
-        fill_in(cfg, source)
     transforms = make(cfg.transform)
     watched = source.test if cfg.protocol.watch_test else validation
 
@@ -152,6 +150,9 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         reads_ahead=light,
         own_index=source.own_index,
     )
+    embedder = make_embedder(cfg, from_checkpoint=for_evaluation or resumed)
+    if not for_evaluation:
+        fill_in(cfg, source, embedder)
     config = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(config, dict)
     file = cfg.embedder.get("checkpoint_path") or cfg.backbone.get("checkpoint_path")
@@ -159,7 +160,6 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         file = packaged_file(str(cfg.backbone.get("name")))
     if file and not (for_evaluation or resumed):  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
-    embedder = make_embedder(cfg, from_checkpoint=for_evaluation or resumed)
     model = make_learner(cfg, embedder, config, **({} if for_evaluation else make(cfg.engine)))
     return Built(source, data, model, broken, validation)
 

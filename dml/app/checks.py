@@ -4,6 +4,7 @@
 while torch is not loaded.
 """
 
+import copy
 import inspect
 import pydoc
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from dml.app.make import make
 from dml.app.network import network_problems
 from dml.app.one_batch import batches_of_an_epoch
 from dml.app.schema import fits, shown
-from dml.app.settings import LATER, Optimizing, Training, loggers_of, without
+from dml.app.settings import Optimizing, Training, loggers_of, without
+from dml.app.sizes import fill_in_sizes, leaves_open
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
@@ -57,16 +59,19 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
         if group in broken or not config[group] or (group == "scheduler" and optimizer is None):
             continue
         given: dict[str, Any] = {}
-        if group == "loss":
-            given = {key: 2 for key in LATER if config["loss"].get(key, 1) is None}
-        elif group in ("optimizer", "scheduler"):
+        if group == "loss" and leaves_open(config["loss"], "groups"):
+            loss = config["loss"]  # the network knows
+            continue
+        if group in ("optimizer", "scheduler"):
             given = {"params": weights} if group == "optimizer" else {"optimizer": optimizer}
         try:
             with nullcontext() if group == "optimizer" else torch.device("meta"):  # where sizes take no memory
                 node = without(config[group], Optimizing) if group == "optimizer" else config[group]
+                if group == "loss":
+                    fill_in_sizes(node := copy.deepcopy(node), (2,), 2)
                 part = make({**node, "_partial_": True})(**given)
             if group == "loss":
-                loss = part
+                loss = config["loss"]
             elif group == "optimizer":
                 optimizer = part
                 yield from _stepped(optimizer, config[group])
@@ -92,7 +97,7 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             yield _first_line(error)
             return
     if not {"transform", "backbone", "embedder"} & broken:
-        yield from network_problems(config, trained=begun, loss=None if optimizer is None else loss)
+        yield from network_problems(config, trained=begun, loss=loss, rules=optimizer is not None)
 
 
 def _callbacks(config: dict[str, Any], names: list[str] | None) -> Iterator[str]:

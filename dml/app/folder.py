@@ -28,7 +28,6 @@ _FREE = frozenset(
 )
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
 _SAME_RUN = _FREE - {"trainer", "engine", "callbacks"}
-_FILLED_IN = frozenset(f"loss.{key}" for key in LATER)  # a checkpoint has them
 _BESIDE = {"data": Splitting, "optimizer": Optimizing}
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 
@@ -229,13 +228,18 @@ def _with_defaults(group: str, before: Any, now: Any) -> Any:
 
 def _differences(key: str, before: Any, now: Any, free: frozenset[str]) -> list[tuple[bool, str]]:
     """(Whether it says where the data is, the key with both values) of each difference."""
-    if key in free or (now is None and key in _FILLED_IN):
+    if key in free or (now is None and _is_filled_in(key)):
         return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = sorted(before.keys() | now.keys())
         return [one for k in keys for one in _differences(f"{key}.{k}", before.get(k), now.get(k), free)]
     place = key.startswith("data.") and key != "data._target_" and _is_text(before) and _is_text(now)
     return [] if before == now else [(place, f"{key} (then {before}, now {now})")]
+
+
+def _is_filled_in(key: str) -> bool:
+    """Whether it is a key that a checkpoint has and a command leaves open: of the loss, or of one that it wraps."""
+    return key.startswith("loss.") and key.rpartition(".")[2] in LATER
 
 
 def _is_text(value: Any) -> bool:

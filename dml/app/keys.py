@@ -77,8 +77,8 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         return not broken & {*keys, *(key.split(".")[0] for key in keys)}
 
     if sound("loss._target_", "sampler.samples_per_class"):
-        name, n = config["loss"]["_target_"], config["sampler"].get("samples_per_class")  # one of one's own has others
-        needed = getattr(locate(name), "min_samples_per_class", 1)
+        n = config["sampler"].get("samples_per_class")  # one of one's own has others
+        needed, name = max(_samples_needed(config["loss"], locate))
         if n is not None and n < needed:
             yield (
                 f"sampler.samples_per_class={n} leaves anchors without a positive: "
@@ -110,6 +110,15 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         fold, last = config["data"]["fold"], config["data"].get("folds", 5) - 1
         if fold > last:
             yield f"data.fold={fold} is not possible: it must be 0 to data.folds - 1 = {last}"
+
+
+def _samples_needed(loss: dict[str, Any], locate: Locate) -> Iterator[tuple[int, str]]:
+    """How many images of a class a loss needs and those that it wraps, each with its name."""
+    yield getattr(locate(loss["_target_"]), "min_samples_per_class", 1), loss["_target_"]
+    for value in loss.values():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict) and "_target_" in one:
+                yield from _samples_needed(one, locate)
 
 
 def measured(config: dict[str, Any]) -> list[str] | None:

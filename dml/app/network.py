@@ -1,5 +1,6 @@
 """One image through transform, backbone and embedder, before data or cache is touched."""
 
+import copy
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -13,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from dml.app.make import make
+from dml.app.sizes import fill_in_sizes, group_problems, groups_of
 from dml.engine.parameters import check_rules
 from dml.engine.rules import Rule
 from dml.models.backbones import layer_scales
@@ -35,7 +37,7 @@ def check_network(cfg: DictConfig) -> None:
 
 
 def network_problems(
-    config: Mapping[str, Any], *, trained: bool = False, loss: nn.Module | None = None
+    config: Mapping[str, Any], *, trained: bool = False, loss: Mapping[str, Any] | None = None, rules: bool = False
 ) -> Iterator[str]:
     """What two images say of a network: a size that it does not take, feature maps, parts without what they need.
 
@@ -45,7 +47,8 @@ def network_problems(
     Args:
         config: sound groups transform, backbone and embedder.
         trained: weights will come from a checkpoint, so no file is read.
-        loss: whose weights the rules of a sound optimizer group may be about, too; None: they are not looked at.
+        loss: the group, of a sound loss as far as it can be told without a network; None: it is not looked at.
+        rules: the optimizer group is sound, and its rules are about these weights and the loss's.
 
     Returns:
         One line a problem.
@@ -58,7 +61,7 @@ def network_problems(
     problems: list[str] = []
     for place in (torch.device("meta"), nullcontext()):
         with torch.random.fork_rng(devices=[]), torch.no_grad(), place:
-            problems = list(_problems(config, images, trained, loss))
+            problems = list(_problems(config, images, trained, loss, rules))
         if not problems:
             return
     yield from problems
@@ -77,7 +80,9 @@ def _images(transform: dict[str, Any]) -> Tensor:
     return torch.stack([image, image]).reshape(-1, *image.shape[-3:])
 
 
-def _problems(config: Mapping[str, Any], images: Tensor, trained: bool, loss: nn.Module | None) -> Iterator[str]:
+def _problems(
+    config: Mapping[str, Any], images: Tensor, trained: bool, loss: Mapping[str, Any] | None, rules: bool
+) -> Iterator[str]:
     """Of the network as it is made now."""
     no_file = {"checkpoint_path": None} if trained or config["embedder"].get("checkpoint_path") else {}
     node = config["backbone"]
@@ -111,7 +116,8 @@ def _problems(config: Mapping[str, Any], images: Tensor, trained: bool, loss: nn
     try:
         given = {"checkpoint_path": None} if trained and "checkpoint_path" in embedder_node else {}
         embedder = make(embedder_node, backbone=backbone, **given)
-        embeddings = embedder.eval()(images)
+        columns = embedder.eval()(images)
+        embeddings = embedder.join(columns) if hasattr(embedder, "join") else columns
     except Exception as error:
         yield _said("embedder", error).replace("features=C", f"features={features.shape[1]}")
         return
@@ -124,8 +130,25 @@ def _problems(config: Mapping[str, Any], images: Tensor, trained: bool, loss: nn
         )
     elif not any(parameter.requires_grad for parameter in embedder.parameters()):
         yield "embedder: none of its weights and of the backbone's can learn (requires_grad)"
+    elif columns.shape != (len(images), width := sum(groups_of(embedder, shape[1]))):
+        yield f"embedder: it must give columns [B, {width}], as its groups say, and gives {_shape(columns)}"
     elif loss is not None:
-        yield from _rules(config["optimizer"], backbone, nn.ModuleDict({"embedder": embedder, "loss": loss}))
+        yield from _learner(config["optimizer"] if rules else None, backbone, embedder, loss, shape[1])
+
+
+def _learner(
+    optimizer: Mapping[str, Any] | None, backbone: nn.Module, embedder: nn.Module, node: Mapping[str, Any], dim: int
+) -> Iterator[str]:
+    """A loss that does not go with the embedder's columns, and rules that do not go with the weights of both."""
+    try:
+        fill_in_sizes(sized := copy.deepcopy(node), groups_of(embedder, dim), 2)
+        loss = make(sized)
+    except ValueError as error:
+        yield _said("loss", error)
+        return
+    yield from group_problems(node, loss, embedder)
+    if optimizer is not None:
+        yield from _rules(optimizer, backbone, nn.ModuleDict({"embedder": embedder, "loss": loss}))
 
 
 def _rules(optimizer: Mapping[str, Any], backbone: nn.Module, learner: nn.Module) -> Iterator[str]:

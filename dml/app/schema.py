@@ -87,7 +87,7 @@ def _arguments(
             yield Problem(name, value, no_key(name, [known for known in parameters if known not in part.given]))
         elif value is not MISSING and not (value is None and key in part.later):
             hint = parameters[key].annotation if key in parameters else Any
-            yield from _value(name, value, part.ranges.get(key, hint), locate)
+            yield from _value(name, value, part.ranges.get(key, hint), locate, part.later)
     for key, parameter in parameters.items():
         if (parameter.default is parameter.empty or key in part.needs) and key not in node and key not in part.given:
             said = f"{prefix}{key} is missing: it must be {describe(part.ranges.get(key, parameter.annotation))}"
@@ -104,7 +104,8 @@ def near(word: str, known: Sequence[str]) -> str:
     return ", ".join(difflib.get_close_matches(word, known, n=1) or known) or "none"
 
 
-def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem]:
+def _value(name: str, value: Any, hint: Any, locate: Locate, later: tuple[str, ...] = ()) -> Iterator[Problem]:
+    """later: keys that may be null in a part that is the value, as in the part around it."""
     part = next((rule for rule in get_args(hint)[1:] if isinstance(rule, Part)), None)
     if part is not None:
         yield from _part(name, value, part, locate)
@@ -119,11 +120,11 @@ def _value(name: str, value: Any, hint: Any, locate: Locate) -> Iterator[Problem
     elif not fits(value, hint):
         yield Problem(name, value, f"{name}={shown(value)} is not possible: it must be {describe(hint)}")
     elif isinstance(value, dict) and "_target_" in value:  # an argument that is a part itself
-        yield from _part(name, value, _ALONE, locate)
+        yield from _part(name, value, Part(later=later), locate)
     elif isinstance(value, list):
         for i, one in enumerate(value):
             if isinstance(one, dict) and "_target_" in one:
-                yield from _part(f"{name}.{i}", one, _ALONE, locate)
+                yield from _part(f"{name}.{i}", one, Part(later=later), locate)
 
 
 def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]:

@@ -131,8 +131,8 @@ _TRAINER = {
     "gradient_clip_val": Amount | None,
     "gradient_clip_algorithm": Literal["norm", "value"] | None,
 }
-# null: filled in by dml.app.build.
-LATER = ("num_classes", "embedding_dim")
+# null: filled in by dml.app.build, in a loss and in those that it wraps.
+LATER = ("num_classes", "embedding_dim", "groups")
 
 
 @dataclass

@@ -28,8 +28,9 @@ class MetricLearner(pl.LightningModule):
     """An embedder and a loss, trained together and judged by retrieval.
 
     Args:
-        embedder: images -> embeddings [B, D].
-        loss: (embeddings [m, D], labels [m]) -> scalar; its own weights, if any, are trained too.
+        embedder: images -> columns [B, W], of which its `join` makes embeddings [B, D] to search with; without one,
+            they are these. Its `penalty()`, if it has one, is added to the loss.
+        loss: (columns [m, W], labels [m]) -> scalar; its own weights, if any, are trained too.
         evaluator: (embeddings, labels, gallery=, gallery_labels=, own_index=, share=, add_up=, progress=) -> dict of
             floats. own_index says where in the gallery the image of each test query is, and is the attribute of that
             name of the data module (RetrievalData takes it); without one, no query is in the gallery.
@@ -124,11 +125,15 @@ class MetricLearner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images -> embeddings [B, D]; crops of one image are averaged."""
-        if images.ndim == 4:
-            return self.embedder(images)
-        b, crops = images.shape[:2]
-        return self.embedder(images.flatten(0, 1)).view(b, crops, -1).mean(dim=1)
+        """Images -> embeddings [B, D] to search with; crops of one image are averaged."""
+        crops = images.shape[1] if images.ndim == 5 else 0
+        embeddings = self._join(self.embedder(images.flatten(0, 1) if crops else images))
+        return embeddings.unflatten(0, (-1, crops)).mean(dim=1) if crops else embeddings
+
+    def _join(self, columns: Tensor) -> Tensor:
+        """What an embedder gives in training -> embeddings to search with; of one without groups they are the same."""
+        join: Callable[[Tensor], Tensor] | None = getattr(self.embedder, "join", None)
+        return columns if join is None else join(columns)
 
     def on_fit_start(self) -> None:
         """From here on memory is asked for in the same sizes again and again."""
@@ -169,6 +174,8 @@ class MetricLearner(pl.LightningModule):
         mine = embed_in_chunks(self.embedder, images, size) if size < len(images) else self.embedder(images)
         embeddings, labels = gather_batch(mine, labels)
         loss = self.loss(embeddings, labels)
+        if hasattr(self.embedder, "penalty"):
+            loss = loss + self.embedder.penalty()  # type: ignore[operator]  # the same on every rank
         self._watch.see(loss, self.global_step)
         self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

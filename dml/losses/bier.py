@@ -15,23 +15,23 @@ from dml.losses.building_blocks.proxies import product
 
 
 class BIERLoss(nn.Module):
-    """Groups are learners of a boosted ensemble: a pair counts less with the later ones, the better the earlier ones do.
+    """Groups are learners of a boosted ensemble: a pair counts less with the later ones, the better the earlier do.
 
     Of every pair i != j, with the cosine s of a learner's columns, M = 1 for a positive pair and -cost for a negative
-    one: the mean over learners k of w_k log(1 + e^(-alpha (s_k - beta) M)), weighted by 1 / #positives or 1 / #negatives
-    of the batch's ordered pairs, of which #positives counts every image with itself too (as the authors' code does).
-    w_1 = 1. The weights of later learners come from a score a of those before, without a gradient:
+    one: the mean over learners k of w_k log(1 + e^(-alpha (s_k - beta) M)), weighted by 1 / #positives or
+    1 / #negatives of the batch's ordered pairs, of which #positives counts every image with itself too (as the authors'
+    code does). w_1 = 1. The weights of later learners come from a score a of those before, without a gradient:
 
     - boosting=simple: a = start + shrinkage * sum of alpha (s - beta) M; w = 1 / (1 + e^a), times negative_weight for
       negative pairs. The authors' default.
-    - boosting=eta: a = (1 - v) a + v alpha (s - beta) M with v = 2 / (k + 2) at learner k = 0, 1, ...; w = 1 / (1 + e^a).
-      The paper's algorithm.
+    - boosting=eta: a = (1 - v) a + v alpha (s - beta) M with v = 2 / (k + 2) at learner k = 0, 1, ...;
+      w = 1 / (1 + e^a). The paper's algorithm.
 
     With adversarial > 0 (A-BIER) the embedder gives a copy of each learner's columns that is made from features without
     gradient (embedder.detached). For every two learners p < q a regressor g of two layers tells p's copy f_p from q's.
     The mean of (f_p * g(f_q))^2, by which they are alike, is made larger by g and smaller by both copies: the gradient
-    is reversed there. Regressors are held to columns and biases of length 1 (weight_penalty); the embedder does the same
-    to its own columns (embedder.unit_rows). Holds O(m^2) numbers for each learner.
+    is reversed there. Regressors are held to columns and biases of length 1 (weight_penalty); the embedder does the
+    same to its own (embedder.unit_weights). Holds O(m^2) numbers for each learner.
 
     Args:
         groups: widths of the columns of each learner, and of their copies behind. Filled in from the embedder.
@@ -81,7 +81,7 @@ class BIERLoss(nn.Module):
         said = "0, or embedder.detached=true, which makes copies of the groups for the adversary"
         require(not adversarial or doubled, "loss.adversarial", adversarial, said)
         self.regressors = nn.ModuleList(
-            nn.ModuleList([nn.Linear(self.groups[q], hidden), nn.Linear(hidden, self.groups[p])])
+            nn.Sequential(nn.Linear(self.groups[q], hidden), nn.Linear(hidden, self.groups[p]))
             for p, q in combinations(range(half if adversarial else 0), 2)
         )
 
@@ -124,7 +124,7 @@ class BIERLoss(nn.Module):
         total = copies[0].new_zeros(())
         for (p, q), regressor in zip(combinations(range(len(copies)), 2), self.regressors, strict=True):
             f, x = (2 * each.detach() - each for each in (copies[p], copies[q]))  # the gradient is reversed
-            first, second = ((layer.weight.to(x), layer.bias.to(x)) for layer in regressor)
+            first, second = ((layer.weight.to(x), layer.bias.to(x)) for layer in regressor.children())
             alike = (f * F.linear(F.linear(x, *first).relu(), *second)).square().mean()
             layers = (first, second)
             penalty = sum(unit_columns(weight) + (bias.square().sum() - 1).clamp_min(0) for weight, bias in layers)

@@ -20,14 +20,14 @@ _SAME, _AT_MARGIN = 1e-10, 1e-6
 class HDCLoss(nn.Module):
     """Each group of columns is a level, which learns from its own hardest pairs: a share of them, less at each level.
 
-    A positive pair loses D^2, a negative one factor * max(0, margin - D^2), with D of the level's columns on the sphere.
-    Level k keeps the hardest int(ratios[k] * count) of the positive pairs, and so of the negative ones; of equally hard
+    A positive pair loses D^2, a negative one factor * max(0, margin - D^2), with D of the columns on the sphere. Level
+    k keeps the hardest int(ratios[k] * count) of the positive pairs, and so of the negative ones; of equally hard
     pairs (i < j) the first in the order of the batch. Its loss is the sum over these pairs divided by 2 (P + 2 N), P
     and N being how many of them lose something, and the levels' losses are added.
 
-    The number printed by the authors' code is (sum_P + 2 sum_N) / (P + 2 N); the gradient that it applies is that of the
-    formula above, which is why this is it. Positive pairs of equal embeddings (D = 0) are left out before shares are
-    taken, as there. Holds O(m^2) numbers.
+    The number printed by the authors' code is (sum_P + 2 sum_N) / (P + 2 N); the gradient that it applies is that of
+    the formula above, which is why this is it. Positive pairs of equal embeddings (D = 0) are left out before shares
+    are taken, as there. Holds O(m^2) numbers.
 
     Args:
         groups: widths of the columns of each level. Filled in from the embedder.

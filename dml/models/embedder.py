@@ -1,7 +1,8 @@
 """Backbone and linear head: images -> embeddings."""
 
 import logging
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import torch
@@ -26,7 +27,7 @@ class Embedder(nn.Module):
         backbone: maps normalised images [B, 3, H, W] to features [B, C]; what timm's networks have is taken from it:
             `head_hidden_size` (C) and `pretrained_cfg` (mean and std).
         dim: D of the embeddings.
-        freeze_bn: keep every batch norm of the backbone in evaluation mode and its affine weights fixed.
+        freeze_bn: keep every batch norm in evaluation mode and its affine weights fixed.
         normalize: L2-normalise the embeddings; the paper does so in test only, which is the evaluator's doing.
         features: C, of a backbone that does not say; None: its `head_hidden_size`.
         mean, std: of the red, green and blue of the images in 0 .. 1, to scale them by; None: those of the backbone's
@@ -61,21 +62,26 @@ class Embedder(nn.Module):
         self.backbone = backbone
         self.head = nn.Linear(_features(backbone) if features is None else features, dim)
         self.dim = dim
+        self.groups: tuple[int, ...] = (dim,)  # the widths of the columns that `forward` gives
         self.freeze_bn = freeze_bn
         self.normalize = normalize
         for key, given in (("mean", mean), ("std", std)):
             values = _color(backbone, key) if given is None else given
             self.register_buffer(key, torch.tensor(values).view(1, -1, 1, 1))
+        self._finish(checkpoint_path, fixed=[key for key, given in (("mean", mean), ("std", std)) if given])
+
+    def _finish(self, checkpoint_path: str | None, fixed: Sequence[str] = ()) -> None:
+        """What is done when all layers are there; an embedder that adds some does it again."""
         if checkpoint_path is not None:
-            self._begin_with(checkpoint_path, fixed=[key for key, given in (("mean", mean), ("std", std)) if given])
-        if freeze_bn:
+            self._begin_with(checkpoint_path, fixed)
+        if self.freeze_bn:
             for norm in self._norms():
                 norm.requires_grad_(False)
         # Channels last: convolutions take half the time on a CPU, and their tensor cores on a GPU.
         self.to(memory_format=torch.channels_last)
         self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step
 
-    def _begin_with(self, path: str, fixed: list[str]) -> None:
+    def _begin_with(self, path: str, fixed: Sequence[str]) -> None:
         """Load all weights from a checkpoint; those buffers that were given must be the checkpoint's."""
         key = "embedder.checkpoint_path"
         state, place = read_weights(path, key)
@@ -95,7 +101,7 @@ class Embedder(nn.Module):
             _log.info(f"Weights of the embedder from {path}{place and f' ({place})'}{said and f'; {said}'}")
 
     def _norms(self) -> list[nn.Module]:
-        return [m for m in self.backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        return [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> "Embedder":
         """Switch to training mode; frozen batch norms stay in evaluation mode."""
@@ -106,17 +112,25 @@ class Embedder(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> embeddings [B, D]."""
+        """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> columns [B, sum(groups)]; here embeddings."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         return self.columns(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
 
     def columns(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> embeddings [B, D]."""
         features = self.backbone(x)
-        # The head leaves autocast: embeddings of bfloat16's 8 bits would tie, in mining and in ranking.
-        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
+        with full_precision(features):
             embeddings = self.head(features.to(self.head.weight.dtype))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings
+
+    def join(self, columns: Tensor) -> Tensor:
+        """What `forward` gives -> embeddings [B, D] to search with."""
+        return columns
+
+
+def full_precision(features: Tensor) -> AbstractContextManager[None]:
+    """A head leaves autocast: embeddings of bfloat16's 8 bits would tie, in mining and in ranking."""
+    return nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False)
 
 
 def _features(backbone: nn.Module) -> int:

@@ -137,7 +137,11 @@ class EmbedderContract(BackboneContract):
 
     def test_embeddings_have_the_dimension(self) -> None:
         with torch.no_grad():
-            embeddings = self.build().eval()(self._images(3))
+            model = self.build().eval()
+            columns = model(self._images(3))
+            embeddings = model.join(columns) if hasattr(model, "join") else columns  # type: ignore[operator]
+        width = sum(getattr(model, "groups", (self.dim,)))
+        assert list(columns.shape) == [3, width], f"columns are [B, {width}] by its groups, not {list(columns.shape)}"
         assert list(embeddings.shape) == [3, self.dim], f"embeddings are [B, {self.dim}], not {list(embeddings.shape)}"
 
     def test_uint8_and_floats_are_the_same_images(self) -> None:

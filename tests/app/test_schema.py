@@ -228,7 +228,12 @@ def test_any_override_composes_and_passes_or_is_named(place, text):
 
 # Range and constructor are two statements of one thing; they must agree. Types are those of the signature.
 CONSTRUCTED = [
-    *((target, {}) for target in TARGETS if ".losses." in target and "memory" not in target),
+    *(
+        (target, {})
+        for target in TARGETS
+        if ".losses." in target and not target.endswith((".CrossBatchMemory", ".PerGroupLoss"))
+    ),
+    ("dml.losses.per_group.PerGroupLoss", {"loss": None}),
     ("dml.losses.memory.CrossBatchMemory", {"loss": None, "embedding_dim": 2}),
     ("dml.retrieval.evaluator.Evaluator", {}),
     ("dml.data.transforms.Transforms", {"size": 8, "resize": 8}),
@@ -254,6 +259,8 @@ def test_a_range_is_what_the_constructor_takes(data):
     parameters, _ = parameters_of(call)
     if "num_classes" in parameters:
         arguments |= {"num_classes": 2, "embedding_dim": 2}
+    if "groups" in parameters:
+        arguments["groups"] = [2, 2, 2] if "ratios" in parameters else [2, 2]
     ranged = {name: p.annotation for name, p in parameters.items()
               if getattr(p.annotation, "__origin__", None) in (int, float, Literal)}  # fmt: skip
     ranged.pop("test_fraction", None)  # near its bounds it leaves no image on a side

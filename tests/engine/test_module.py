@@ -7,7 +7,16 @@ import torch
 from dml.engine.callbacks import make_callbacks
 from dml.engine.finite import NonFiniteLossError
 from dml.engine.stop import StopSignals
-from tests.engine.conftest import AtStep, OwnWeights, Scores, make_data, make_learner, make_trainer, records
+from tests.engine.conftest import (
+    AtStep,
+    OwnWeights,
+    Scores,
+    TinyEmbedder,
+    make_data,
+    make_learner,
+    make_trainer,
+    records,
+)
 
 
 def weights(module):
@@ -144,3 +153,26 @@ def test_a_plateau_lowers_the_rate_by_validations_and_goes_on_exactly(tmp_path):
     assert fit(tmp_path / "b", 3, 0.5, 0.4, 0.3) == 0.005  # two validations that are no better: more than patience
     assert fit(tmp_path / "a", 4, 0.5, ckpt_path=str(tmp_path / "a" / "last.ckpt")) == 0.01
     assert fit(tmp_path / "a", 5, 0.5, ckpt_path=str(tmp_path / "a" / "last.ckpt")) == 0.005
+
+
+def test_columns_are_trained_and_what_they_join_to_is_searched_with(tmp_path):
+    class Columns(TinyEmbedder):
+        def join(self, columns):
+            return columns[:, :1]
+
+        def penalty(self):
+            return 3 * self.head.bias.square().sum()
+
+    scores, plain = Scores(), make_learner()
+    learner = make_learner(embedder=Columns(), evaluator=scores)
+    learner.embedder.load_state_dict(plain.embedder.state_dict())
+    images = torch.randint(0, 256, (2, 4, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert torch.equal(learner(images[0]), learner.embedder(images[0])[:, :1])
+    crops = torch.stack([learner(images[:, i]) for i in range(4)]).mean(dim=0)
+    torch.testing.assert_close(learner(images), crops)
+    for each in (learner, plain):
+        make_trainer(tmp_path, 1, val_check_interval=1).fit(each, make_data())
+    assert scores.calls[0][0].shape == (11, 1)
+    before = make_learner().embedder
+    moved, expected = (before.head.bias - each.embedder.head.bias for each in (learner, plain))
+    torch.testing.assert_close(moved, expected + 0.01 * 6 * before.head.bias)  # the gradient of the penalty

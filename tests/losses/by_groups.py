@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.losses.by_anchors import cosines, log_one_plus, spheric
-from tests.oracles import Matrix, distances, dot, mean
+from tests.oracles import Matrix, contrastive, distances, dot, mean
 
 
 def columns(x: Tensor, groups: tuple[int, ...]) -> list[Tensor]:
@@ -140,7 +140,13 @@ def _adversary(loss: nn.Module, copies: list[Tensor], weight_penalty: float, sig
     return total
 
 
-def divergence(x: Tensor, groups: tuple[int, ...], margin: float = 1.0, anchors: int | None = None) -> float:
+def per_group(loss: nn.Module, x: Tensor, labels: Tensor, divergence: float = 0.0) -> Tensor:
+    """The contrastive loss of each group of unit vectors."""
+    value = sum(contrastive(spheric(part), labels) for part in columns(x, loss.groups))
+    return value + (divergence * apart(x, loss.groups) if divergence else 0)
+
+
+def apart(x: Tensor, groups: tuple[int, ...], margin: float = 1.0, anchors: int | None = None) -> float:
     """The mean over images of sum_{p < q} max(0, margin - |B_p - B_q|^2)."""
     learners = [spheric(part).tolist() for part in columns(x[:anchors], groups)]
     images = [

@@ -1,6 +1,6 @@
 """All losses, for the tests that take each of them: on any batch, on several processes, with gradient caching."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -112,24 +112,22 @@ GROUPED = {
 }
 
 
-def grouped(name: str, embedding_dim: int) -> nn.Module:
-    """A loss of this name with two groups of columns, of one width where that may be; one column is a group."""
-    known, half = GROUPED[name], embedding_dim // 2
-    groups = (half, embedding_dim - half) if half else (1,)
-    options = dict(known.options)
+def options_of(name: str, groups: Sequence[int]) -> dict[str, Any]:
+    """The options of a loss of this name that groups of these widths allow."""
+    options = dict(GROUPED[name].options)
     if "ratios" in options:
         options["ratios"] = options["ratios"][: len(groups)]
-    if len(set(groups)) > 1:
+    if len(set(groups)) > 1 or len(groups) == 1:
         options |= {key: 0.0 for key in ("divergence", "adversarial") if key in options}
-    elif not half:
-        options |= {key: 0.0 for key in ("adversarial",) if key in options}
-    return known.make(groups=groups, **options)
+    return options
 
 
 def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
     """A loss of this name."""
     if name in GROUPED:
-        return grouped(name, embedding_dim)
+        half = embedding_dim // 2
+        groups = (half, embedding_dim - half) if half else (1,)
+        return GROUPED[name].make(groups=groups, **options_of(name, groups))
     if name.startswith("memory"):
         inner = build(name.removeprefix("memory, "), embedding_dim, num_classes)
         return CrossBatchMemory(loss=inner, size=20, start_step=1, embedding_dim=embedding_dim)

@@ -22,6 +22,7 @@ def alike(dim):
 
 
 class TestPerGroup(LossContract):
+    by_blocks = False  # those of the inner loss are its own
     variants = ({}, {"normalize": False}, {"divergence": 0.7, "divergence_margin": 1.3})
 
     def build(self, options, dim):
@@ -31,7 +32,7 @@ class TestPerGroup(LossContract):
         parts = by_groups.columns(embeddings, loss.groups)
         seen = [spheric(part) if options.get("normalize", True) else part for part in parts]
         value = sum(oracles.contrastive(part, labels) for part in seen)
-        apart = by_groups.divergence(embeddings, loss.groups, options.get("divergence_margin", 1.0))
+        apart = by_groups.apart(embeddings, loss.groups, options.get("divergence_margin", 1.0))
         return value + options.get("divergence", 0.0) * apart
 
 
@@ -59,7 +60,7 @@ def test_inside_of_a_memory_earlier_batches_are_no_anchors():
     both, classes = torch.cat([x[0], earlier[0]]), torch.cat([x[1], earlier[1]])
     parts = map(spheric, by_groups.columns(both, (2, 2)))
     expected = sum(oracles.contrastive(part, classes, anchors=12) for part in parts)
-    expected = expected + by_groups.divergence(both, (2, 2), anchors=12)
+    expected = expected + by_groups.apart(both, (2, 2), anchors=12)
     assert memory(*x).item() == pytest.approx(expected.item(), rel=1e-10)
 
 

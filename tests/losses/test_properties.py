@@ -17,9 +17,9 @@ from dml.losses.building_blocks import extremes, pairwise
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.nra import NRALoss
 from tests import oracles
-from tests.losses.table import PAIRS, PROXIES, WHOLE, build
+from tests.losses.table import GROUPED, PAIRS, PROXIES, WHOLE, build, options_of
 
-LOSSES = [*PAIRS, *WHOLE, "nra, detached range", *PROXIES, *(f"memory, {name}" for name in PAIRS)]
+LOSSES = [*PAIRS, *WHOLE, "nra, detached range", *PROXIES, *GROUPED, *(f"memory, {name}" for name in PAIRS)]
 CLASSES = 50
 
 KINDS = {
@@ -117,6 +117,11 @@ class Case:
             torch.manual_seed(0)
             self.loss = build(name, embedding_dim=len(batch.make()[0].T), num_classes=CLASSES)
             self.oracle = lambda x, y: PROXIES[name].oracle(self.loss, x, y, **PROXIES[name].options)
+        elif name in GROUPED:
+            torch.manual_seed(0)
+            self.loss = build(name, embedding_dim=len(batch.make()[0].T), num_classes=CLASSES)
+            options = options_of(name, self.loss.groups)
+            self.oracle = lambda x, y: GROUPED[name].oracle(self.loss, x, y, **options)
         elif name == "nra, detached range":
             self.loss, self.oracle = NRALoss(detach_range=True), oracles.nra
         else:
@@ -188,9 +193,8 @@ def test_any_batch(name, batch):
     # What rounding may do to the result, it does to that of slightly moved embeddings too: much, at a tie or a kink.
     reference, slack = reference_gradient(name, batch, x, y), 1e-6 if value.dtype == torch.float32 else 1e-13
     g = torch.Generator().manual_seed(batch.seed)
-    around = (
-        x.double() if name in PROXIES or name.startswith(("npair", "memory")) else x.double() - x.double().mean(dim=0)
-    )
+    as_it_is = name in PROXIES or name in GROUPED or name.startswith(("npair", "memory"))
+    around = x.double() if as_it_is else x.double() - x.double().mean(dim=0)
     moved = [x.double() + slack * around * torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(3)]
     spread = max((case.oracle(each, y) - expected).abs() for each in moved)
     allowed = 10 * spread + 100 * slack * expected.abs() + slack
