@@ -1,7 +1,7 @@
 """BIER and A-BIER: boosted groups of columns (Opitz, Waltner, Possegger and Bischof 2017; 2018, arXiv:1801.04815)."""
 
 from itertools import combinations
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Interval
@@ -81,7 +81,7 @@ class BIERLoss(nn.Module):
         said = "0, or embedder.detached=true, which makes copies of the groups for the adversary"
         require(not adversarial or doubled, "loss.adversarial", adversarial, said)
         self.regressors = nn.ModuleList(
-            nn.Sequential(nn.Linear(self.groups[q], hidden), nn.Linear(hidden, self.groups[p]))
+            _Regressor(self.groups[q], hidden, self.groups[p])
             for p, q in combinations(range(half if adversarial else 0), 2)
         )
 
@@ -122,16 +122,31 @@ class BIERLoss(nn.Module):
 
     def _adversary(self, copies: tuple[Tensor, ...]) -> Tensor:
         total = copies[0].new_zeros(())
-        for (p, q), regressor in zip(combinations(range(len(copies)), 2), self.regressors, strict=True):
+        regressors: Any = self.regressors
+        for (p, q), regressor in zip(combinations(range(len(copies)), 2), regressors, strict=True):
             f, x = (2 * each.detach() - each for each in (copies[p], copies[q]))  # the gradient is reversed
-            first, second = ((layer.weight.to(x), layer.bias.to(x)) for layer in regressor.children())
-            alike = (f * F.linear(F.linear(x, *first).relu(), *second)).square().mean()
-            layers = (first, second)
-            penalty = sum(unit_columns(weight) + (bias.square().sum() - 1).clamp_min(0) for weight, bias in layers)
-            total = total - alike + self.weight_penalty * penalty
+            total = total - (f * regressor(x)).square().mean() + self.weight_penalty * regressor.penalty()
         return total
 
 
-def unit_columns(weight: Tensor) -> Tensor:
-    """How far the columns of a weight [out, in] are from length 1: the mean over them of (|column|^2 - 1)^2."""
-    return (weight.square().sum(dim=0) - 1).square().mean()
+class _Regressor(nn.Module):
+    """Two layers, from the columns of one learner to those of another."""
+
+    def __init__(self, given: int, hidden: int, wanted: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(given, hidden), nn.Linear(hidden, wanted)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[m, given] -> [m, wanted], in the precision of x."""
+        hidden = F.linear(x, self.first.weight.to(x), self.first.bias.to(x)).relu()
+        return F.linear(hidden, self.second.weight.to(x), self.second.bias.to(x))
+
+    def penalty(self) -> Tensor:
+        """Of each layer the mean over columns of (|column|^2 - 1)^2, and what the bias is longer than 1, squared."""
+        return sum(
+            (
+                (layer.weight.square().sum(dim=0) - 1).square().mean() + (layer.bias.square().sum() - 1).clamp_min(0)
+                for layer in (self.first, self.second)
+            ),
+            start=self.first.weight.new_zeros(()),
+        )

@@ -66,5 +66,5 @@ def test_a_run_evaluates_as_its_checkpoint_does(tmp_path):
     tested = {name: value for name, value in run.metrics.items() if name.startswith("test/")}
     assert {name: again.metrics[name] for name in tested} == tested
     assert torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 3
-    resumed = train(tmp_path / "more", *own, f"resume={run.folder}", "scheduler=none", "trainer.max_steps=3")
+    resumed = train(tmp_path / "more", *own, f"resume={run.folder}", "trainer.val_check_interval=3")
     assert resumed.metrics == run.metrics

@@ -126,7 +126,7 @@ def bier(
 def _adversary(loss: nn.Module, copies: list[Tensor], weight_penalty: float, sign: int) -> float:
     total = 0.0
     for (p, q), layers in zip(combinations(range(len(copies)), 2), loss.regressors, strict=True):
-        (w1, b1), (w2, b2) = ((layer.weight.tolist(), layer.bias.tolist()) for layer in layers)
+        (w1, b1), (w2, b2) = ((layer.weight.tolist(), layer.bias.tolist()) for layer in (layers.first, layers.second))
         squares = []
         for f, source in zip(copies[p].tolist(), copies[q].tolist(), strict=True):
             middle = [max(0.0, dot(row, source) + b) for row, b in zip(w1, b1, strict=True)]

@@ -82,11 +82,11 @@ def test_the_adversary_pulls_both_ways():
     gradient = value_and_gradient(loss, x, labels)[1]
     plain = value_and_gradient(BIERLoss(groups=[2, 2]), x[:, :4].contiguous(), labels)
     assert torch.equal(gradient[:, :4], plain[1])  # learners see nothing of it: their copies do
-    of_weights = loss.regressors[0][0].weight.grad
+    of_weights = loss.regressors[0].first.weight.grad
     before = loss(x, labels)
     with torch.no_grad():
         moved = loss(x - 1e-3 * torch.cat([torch.zeros(6, 4), gradient[:, 4:]], dim=1), labels)
-        loss.regressors[0][0].weight -= 1e-3 * of_weights
+        loss.regressors[0].first.weight -= 1e-3 * of_weights
         assert moved > before > loss(x, labels)  # copies become less alike, and the regressor finds more that is
 
 
