@@ -1,4 +1,4 @@
-"""A picture of queries and their nearest neighbours: right ones framed in green, wrong ones in red."""
+"""A picture of queries and their nearest neighbours: right ones framed in green, wrong ones in red, others in gray."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _CELL, _FRAME, _GAP, _LINE = 96, 4, 8, 18  # pixels
 _RIGHT, _WRONG, _QUERY, _TEXT = (46, 160, 67), (207, 34, 46), (87, 96, 106), (31, 35, 40)
+_FRAMES = {True: _RIGHT, False: _WRONG, None: _QUERY}
 
 
 class Example(NamedTuple):
@@ -16,12 +17,13 @@ class Example(NamedTuple):
     Attributes:
         query: its image.
         name: of its class.
-        found: its nearest neighbours, the nearest first, each with whether it is of the query's class.
+        found: its nearest neighbours, the nearest first, each with whether it is of the query's class (None: nobody
+            knows).
     """
 
     query: Image.Image
     name: str
-    found: Sequence[tuple[Image.Image, bool]]
+    found: Sequence[tuple[Image.Image, bool | None]]
 
 
 def draw_neighbours(groups: Sequence[tuple[str, Sequence[Example]]], path: Path) -> Path:
@@ -49,7 +51,7 @@ def draw_neighbours(groups: Sequence[tuple[str, Sequence[Example]]], path: Path)
             y += _LINE
             _paste(sheet, example.query, _GAP, y, _QUERY)
             for i, (image, right) in enumerate(example.found):
-                _paste(sheet, image, 3 * _GAP + (i + 1) * step, y, _RIGHT if right else _WRONG)
+                _paste(sheet, image, 3 * _GAP + (i + 1) * step, y, _FRAMES[right])
             y += step
     sheet.save(path)
     return path

@@ -76,8 +76,67 @@ def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     return run
 
 
+def _add_index(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    parser.add_argument("embeddings", metavar="EMBEDDINGS", type=_path, help=".npz or .parquet of `dml embed`")
+    parser.add_argument("--out", type=_path, help="folder of the index; NAME.index by default")
+    parser.add_argument("--store", choices=("faiss", "qdrant"), default="faiss", help="%(default)s by default")
+    faiss = parser.add_argument_group("faiss")
+    faiss.add_argument("--factory", help="FAISS's string; Flat by default, which is exact; IVF1024,PQ32 or HNSW32")
+    faiss.add_argument("--parameters", help="of the search, as nprobe=16 or efSearch=64")
+    qdrant = parser.add_argument_group("qdrant")
+    qdrant.add_argument("--url", help="of a server or cluster (key: QDRANT_API_KEY); the index's folder by default")
+    qdrant.add_argument("--collection", help="its name there; that of the file by default")
+
+    def run(given: argparse.Namespace) -> None:
+        settings = {"faiss": ("factory", "parameters"), "qdrant": ("url", "collection")}
+        for store, keys in settings.items():
+            for key in keys:
+                if store != given.store and getattr(given, key) is not None:
+                    raise ValueError(f"--{key} is for --store {store}, and the store is {given.store}")
+        from dml.use.embeddings import Embeddings
+        from dml.use.index import build_index, quality_said
+
+        embeddings = Embeddings(given.embeddings)
+        if given.store == "qdrant":
+            given.collection = given.collection or given.embeddings.stem
+        chosen = {key: value for key in settings[given.store] if (value := getattr(given, key)) is not None}
+        out = given.out or given.embeddings.with_suffix(".index")
+        quality = build_index(embeddings, out, given.store, **chosen)
+        print(quality_said(quality))
+        print(f"{embeddings.about.images:,} embeddings of {embeddings.about.dimension} dimensions: {out}")
+
+    return run
+
+
+def _add_search(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    parser.add_argument("index", metavar="INDEX", type=_path, help="folder of `dml index`")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="query images: files, folders, tables, -")
+    parser.add_argument("-k", type=_positive, default=10, help="nearest images of each; %(default)s")
+    parser.add_argument("--model", metavar="RUN", type=_path, help="the run, if it is not where it was any more")
+    parser.add_argument("--out", type=_path, default=Path("search.png"), help="the picture; %(default)s")
+    _model_options(parser)
+
+    def run(given: argparse.Namespace) -> None:
+        from dml.use.images import find_images
+        from dml.use.index import Index
+        from dml.use.search import search
+        from dml.use.trained import load
+
+        index = Index(given.index)
+        images = find_images(given.images)
+        path = given.model or Path(index.about.checkpoint)
+        if not path.exists():
+            raise ValueError(f"the model of {given.index} is not at {path} any more: --model RUN says where it is")
+        model = load(path, trust=given.trust).to(_device(given.device))
+        search(index, model, images, given.k, given.out)
+
+    return run
+
+
 _COMMANDS = {
     "embed": ("embed images into a file of embeddings", _add_embed),
+    "index": ("put embeddings into an index", _add_index),
+    "search": ("find the nearest images of an index", _add_search),
 }
 
 
