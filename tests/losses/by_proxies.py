@@ -4,13 +4,15 @@ Each takes the loss, for its weights, embeddings [m, d] and labels [m], and the 
 """
 
 import math
+import random
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from tests import oracles
-from tests.losses.by_anchors import log_one_plus, spheric
-from tests.oracles import Matrix, dot, log_sum_exp, mean
+from tests.losses.by_anchors import log_one_plus, spheric, valid
+from tests.oracles import Matrix, distances, dot, log_sum_exp, mean
 
 
 def cosines_to(embeddings: Tensor, weights: Tensor) -> Matrix:
@@ -91,3 +93,62 @@ def soft_triple(
         apart = math.fsum(math.sqrt(math.dist(a, b) ** 2 + 1e-5) for a, b in pairs)
         value = value + tau * apart / (len(centers) * k * (k - 1))
     return value.to(torch.float64)
+
+
+def margin_weights(
+    x: Tensor, labels: Tensor, i: int, cutoff: float = 0.5, upper: float = 1.4
+) -> list[tuple[int, float]]:
+    """The negatives that anchor i can draw, with their probabilities."""
+    d, row, classes = x.shape[1], distances(spheric(x))[i], labels.tolist()
+    negatives = [n for n, other in enumerate(classes) if other != classes[i]]
+    drawable = [n for n in negatives if row[n] < upper] or negatives
+    logs = []
+    for n in drawable:
+        at = min(max(row[n], cutoff), upper)
+        logs.append(-(d - 2) * math.log(at) - (d - 3) / 2 * math.log(1 - at**2 / 4))
+    below = log_sum_exp(logs)
+    return [(n, math.exp(each - below)) for n, each in zip(drawable, logs, strict=True)]
+
+
+def margin_triplets(
+    x: Tensor, labels: Tensor, seed: int, step: int, anchors: int | None = None, **limits: float
+) -> list[tuple[int, int, int]]:
+    """Each positive with the first negative at which the sum of the probabilities exceeds its random number."""
+    chosen, anchor_sides = [], valid(labels, anchors)
+    if not anchor_sides:
+        return []
+    generator = torch.Generator().manual_seed(random.Random(f"{seed} {step}").getrandbits(32))
+    most = max(len(positives) for _, positives, _ in anchor_sides)
+    numbers = torch.rand(len(anchor_sides), most, generator=generator, dtype=torch.float64).tolist()
+    for (i, positives, _), own in zip(anchor_sides, numbers, strict=True):
+        members, probabilities = zip(*margin_weights(x, labels, i, **limits), strict=True)
+        running = list(accumulate(probabilities))
+        for p, number in zip(positives, own, strict=False):
+            first = next((n for n, upto in zip(members, running, strict=True) if upto > number), members[-1])
+            chosen.append((i, p, first))
+    return chosen
+
+
+def margin(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    alpha: float = 0.2,
+    beta: float = 1.2,
+    nu: float = 0.0,
+    cutoff: float = 0.5,
+    upper: float = 1.4,
+    seed: int = 0,
+    anchors: int | None = None,
+    held: Tensor | None = None,
+) -> Tensor:
+    """At the step that was last, or in evaluation mode at the one that stays."""
+    step = loss.step - loss.training
+    chosen = margin_triplets(x if held is None else held, labels, seed, step, anchors, cutoff=cutoff, upper=upper)
+    d, hinges, bounds = distances(spheric(x)), [], []
+    for a, p, n in chosen:
+        bounds.append(loss.beta[int(labels[a])].item())
+        hinges += [alpha + d[a][p] - bounds[-1], alpha + bounds[-1] - d[a][n]]
+    kept = [each for each in hinges if each > 0]
+    total = math.fsum(kept) + nu * math.fsum(bounds)
+    return torch.tensor(total / len(kept) if kept else 0.0, dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Reference values of losses of average precision and recall, as by_anchors.py: loops over formulas in float64."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,3 +105,20 @@ def recall_at_k(
             found = math.fsum(sigmoid((k - rank) / k_temperature) for rank in ranks)
             terms.append(1 - min(k, found) / min(k, len(positives)))
     return mean(terms).to(torch.float64)
+
+
+def roadmap(
+    x: Tensor,
+    labels: Tensor,
+    weight: float = 0.5,
+    pos_margin: float = 0.9,
+    neg_margin: float = 0.6,
+    anchors: int | None = None,
+    **of_sup_ap: Any,
+) -> Tensor:
+    s, pull, push = cosines(x), [], []
+    for i, positives, negatives in sides(labels, anchors):
+        pull += [max(0.0, pos_margin - s[i][p]) for p in positives]
+        push += [max(0.0, s[i][n] - neg_margin) for n in negatives]
+    means = [math.fsum(each) / max(1, sum(e > 0 for e in each)) for each in (pull, push)]
+    return (1 - weight) * sup_ap(x, labels, **of_sup_ap, anchors=anchors) + weight * math.fsum(means)

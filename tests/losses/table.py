@@ -17,6 +17,7 @@ from dml.losses.generalized_lifted import GeneralizedLiftedLoss
 from dml.losses.hdc import HDCLoss
 from dml.losses.histogram import HistogramLoss
 from dml.losses.lifted import LiftedLoss
+from dml.losses.margin import MarginLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.multi_similarity import MultiSimilarityLoss
 from dml.losses.nca import NCALoss
@@ -29,6 +30,7 @@ from dml.losses.proxy_anchor import ProxyAnchorLoss
 from dml.losses.proxy_nca import ProxyNCALoss
 from dml.losses.ranked_list import RankedListLoss
 from dml.losses.recall_at_k import RecallAtKLoss
+from dml.losses.roadmap import RoadmapLoss
 from dml.losses.smooth_ap import SmoothAPLoss
 from dml.losses.snr import SNRLoss
 from dml.losses.soft_triple import SoftTripleLoss
@@ -71,6 +73,7 @@ PAIRS = {
     "fast_ap": Known(FastAPLoss, by_ranks.fast_ap, {}),
     "recall_at_k": Known(RecallAtKLoss, by_ranks.recall_at_k, {"rank_temperature": 0.1}),
     "tuplet_margin": Known(TupletMarginLoss, by_anchors.tuplet_margin, {}),
+    "roadmap": Known(RoadmapLoss, by_ranks.roadmap, {}),
     "calibration": Known(CalibrationLoss, by_anchors.calibration, {}),
     "ranked_list": Known(RankedListLoss, by_anchors.ranked_list, {}),
     "ranked_list, tpami": Known(RankedListLoss, by_anchors.ranked_list, {"form": "tpami"}),
@@ -84,6 +87,13 @@ WHOLE = {
     "npair": Known(NPairLoss, oracles.npair, {}),
     "npair, lengths": Known(NPairLoss, oracles.npair, {"l2_weight": 0.1}),
 }
+
+
+def margin(embedding_dim: int, **options: Any) -> nn.Module:
+    """Its weights know no embeddings."""
+    return MarginLoss(**options)
+
+
 # Those that own weights of the classes; their oracles take the loss first.
 PROXIES = {
     "cross_entropy": Known(CrossEntropyLoss, by_proxies.cross_entropy, {}),
@@ -94,6 +104,7 @@ PROXIES = {
     "proxy_nca, pp": Known(ProxyNCALoss, by_proxies.proxy_nca, {"scale": 9.0, "include_positive": True}),
     "proxy_anchor": Known(ProxyAnchorLoss, by_proxies.proxy_anchor, {}),
     "soft_triple": Known(SoftTripleLoss, by_proxies.soft_triple, {"centers_per_class": 2}),
+    "margin": Known(margin, by_proxies.margin, {}),
 }
 
 

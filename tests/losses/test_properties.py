@@ -116,6 +116,7 @@ class Case:
         if name in PROXIES:
             torch.manual_seed(0)
             self.loss = build(name, embedding_dim=len(batch.make()[0].T), num_classes=CLASSES)
+            self.loss.train(name != "margin")  # which draws the same at each call then
             self.oracle = lambda x, y: PROXIES[name].oracle(self.loss, x, y, **PROXIES[name].options)
         elif name in GROUPED:
             torch.manual_seed(0)
@@ -184,8 +185,11 @@ def test_any_batch(name, batch):
     if "nra" in name and any(high - low < 1e-5 * high for low, high in oracles.nra_ranges(case.sees(x))):
         assert gradient.isfinite().all() or x.dtype == torch.float16
         return  # a range of rounding alone: rank 0 and no gradient, as test_nra.py has it
-    if "sup_ap" in name and (batch.d == 1 or (x.double().norm(dim=1) < 1e-9).any()):
-        return  # no directions, or only two: it is open which of equal cosines comes first
+    if name == "margin" and not torch.equal(case.loss.draw(x.to(value), y), case.loss.draw(x.double(), y)):
+        return  # rounding decides which negative a random number stands for
+    alike = batch.d == 1 or batch.kind == "turned equal distances" or (x.double().norm(dim=1) < 1e-9).any()
+    if name.endswith(("sup_ap", "roadmap")) and alike:
+        return  # no directions, or only two, or equal angles: it is open which of equal cosines comes first
     if "tuplet_margin" in name and value.dtype == torch.float32:
         u = torch.nn.functional.normalize(case.sees(x), dim=1)
         if (u @ u.T).min() < -0.999:

@@ -28,6 +28,15 @@ def require_fit(embeddings: Tensor, labels: Tensor, embedding_dim: int, num_clas
     """
     given = embeddings.shape[1]
     require(given == embedding_dim, "loss.embedding_dim", embedding_dim, f"the embeddings' {given}")
+    require_classes(labels, num_classes)
+
+
+def require_classes(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels that are no class of 0 .. num_classes - 1; they are looked at on a CPU only.
+
+    Raises:
+        ValueError: one is none.
+    """
     if labels.device.type == "cpu":
         low, high = (int(each) for each in labels.aminmax())
         wanted = f"above all labels, {low} to {high} here"
