@@ -87,6 +87,7 @@ class MetricLearner(pl.LightningModule):
         self._seen: dict[int, list[Batch]] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None  # of the queries, and their labels
         self.test_gallery: Tensor | None = None
+        self.test_per_query: dict[str, np.ndarray] = {}  # what the metrics are means of, if the evaluator says it
         self.test_metrics: dict[str, float] = {}  # in full precision; Lightning's own are float32
 
     @classmethod
@@ -226,6 +227,7 @@ class MetricLearner(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Evaluate what was collected, as test/..."""
         ((embeddings, labels), *gallery), self.test_metrics = self._evaluate("test")
+        self.test_per_query = getattr(self.evaluator, "per_query", {})
         self.test_embeddings = embeddings.cpu(), labels.cpu()
         self.test_gallery = gallery[0][0].cpu() if gallery else None
 

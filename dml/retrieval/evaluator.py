@@ -42,6 +42,11 @@ class Evaluator:
             neighbours. The numbers are the same.
         nmi_restarts, nmi_seed: of the k-means clustering that NMI compares with the classes.
 
+    Attributes:
+        per_query: of the last call, what the metrics are means of: first_rank [Q] int32, where the nearest positive of
+            each query stands (from 0; -1: the query has none), from which Recall@K and MRR follow; of the other rank
+            metrics that were asked for, by their names, the value of each query [Q] float32 (NaN: it has no positive).
+
     Raises:
         ValueError: an unknown metric or backend, a K below 1 or beyond the gallery, embeddings that are not finite or
             do not fit the labels, labels that are neither whole numbers nor words, no query with a positive, a gallery
@@ -76,6 +81,7 @@ class Evaluator:
         self.ks = tuple(int(k) for k in wanted) if possible else ()
         self.metrics, self.normalize = tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
+        self.per_query: dict[str, np.ndarray] = {}
 
     def __call__(
         self,
@@ -121,6 +127,7 @@ class Evaluator:
         if not positives.any():
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
+        self.per_query = {}
         if wanted := set(self.metrics) - {"nmi"}:
             if unit := common_unit(*([x] if g is None else [x, g])):
                 # Equal distances of whole numbers are equal however they are added up.
@@ -151,6 +158,9 @@ class Evaluator:
             nearest[found] = m.nearest(ranks)
             for name, values in each.items():
                 values[found] = m.OF_EACH[name](ranks)
+        self.per_query = {"first_rank": np.where(some, nearest, -1).astype(np.int32)} | {
+            name: np.where(some, values, np.nan).astype(np.float32) for name, values in each.items() if name != "mrr"
+        }
         recalls = {f"recall@{k}": float((nearest < k).sum() / len(some)) for k in self.ks if "recall" in self.metrics}
         # In the order of the queries, so that the sums are the same whatever the blocks.
         return {**recalls, **{name: float(values[some].mean()) for name, values in each.items()}}

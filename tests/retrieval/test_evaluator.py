@@ -35,6 +35,27 @@ def test_queries_among_a_gallery(kind, classes):
     assert result == pytest.approx(oracle.scores(order, q_labels, g_labels, KS), rel=1e-12)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_each_query_adds_to_the_means(backend):
+    x, y = oracle.embeddings_and_labels("random", 90, 3, 40)  # some classes have a single image
+    order, _ = oracle.ranking(x, x, np.arange(90))
+    evaluator = Evaluator(ks=KS, metrics=RANKED, normalize=False, backend=backend)
+    evaluator(x, y)
+    found = evaluator.per_query
+    assert set(found) == {"first_rank", "map@r", "r_precision", "map"}
+    for q, places in enumerate(oracle.ranks(order, y, y)):
+        if len(places):
+            alone = oracle.scores(order[q : q + 1], y[q : q + 1], y, KS)
+            assert found["first_rank"][q] == places[0]
+            assert {n: found[n][q] for n in ("map@r", "r_precision", "map")} == pytest.approx(
+                {n: alone[n] for n in ("map@r", "r_precision", "map")}, rel=1e-6
+            )
+        else:
+            assert found["first_rank"][q] == -1 and all(np.isnan(found[n][q]) for n in found if n != "first_rank")
+    Evaluator(metrics=["nmi"])(x, y)
+    assert Evaluator(metrics=["nmi"]).per_query == {}
+
+
 def test_embeddings_are_normalised_unless_told_otherwise():
     x, y = oracle.embeddings_and_labels("random", 90, 4, 8)
     x *= np.random.default_rng(1).uniform(0.1, 50, (90, 1))
