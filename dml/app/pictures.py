@@ -1,51 +1,108 @@
-"""Pictures of a test, made when its result is written: two-dimensional embeddings, queries with their neighbours."""
+"""What a test leaves beside its result: pictures, a page, and what each query found."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from dml.app.build import Built
 from dml.data.dataset import Records
 from dml.data.decode import load_image
+from dml.engine.history import History
 from dml.printable import printable
 from dml.report.figures import draw_embedding
+from dml.report.findings import Looked
 from dml.report.neighbours import Example, draw_neighbours
+from dml.report.page import Key, Tested, render
 from dml.retrieval.search import Search
-from dml.whole_file import whole_file
+from dml.whole_file import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
-_SAMPLE = 1000  # queries that are looked at: enough to find bad ones, and no time on large data sets
+_PRODUCTS = 5e10  # multiplications that looking at queries may take, some seconds; and so how many are looked at
 _LINES, _NEIGHBOURS = 4, 8
 
 
-def save_pictures(trainer: pl.Trainer, built: Built, metrics: dict[str, float], folder: Path) -> None:
-    """Draw retrieval.png and, in two dimensions, embedding.png, and hand them to the loggers.
+def save_pictures(
+    trainer: pl.Trainer, built: Built, metrics: dict[str, float], row: Mapping[str, Any], folder: Path
+) -> None:
+    """Write per_query.npz, retrieval.png, report.html, in two dimensions embedding.png, and hand them to the loggers.
 
     What fails is told, and the result stands: whatever may fail in a plotting library or another logger, none of it is
     worth a result that has been measured.
     """
 
-    def attempt(name: str, draw: Callable[[], Path]) -> None:
+    def attempt(name: str, draw: Callable[[], Path | None]) -> None:
         doing = "was not drawn"
         try:
-            picture = draw()
+            file = draw()
             doing = "was not handed to the logger"
+            hand = {".png": "log_image", ".html": "log_page"}.get("" if file is None else file.suffix, "")
             for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image(f"test/{picture.stem}", [str(picture)])
+                if file is not None and hasattr(logger, hand):
+                    getattr(logger, hand)(f"test/{file.stem}", [str(file)])
         except Exception as error:
             log.warning(printable(f"the result is written, but {name} {doing}: {error!r}"))
 
+    def looked() -> Looked:
+        if not found:
+            found.append(look(built))
+        return found[0]
+
+    found: list[Looked] = []
     assert built.model.test_embeddings is not None
-    attempt("retrieval.png", lambda: draw_examples(built, folder / "retrieval.png"))
+    attempt("per_query.npz", lambda: _per_query(built, folder / "per_query.npz"))
+    attempt("retrieval.png", lambda: draw_examples(built, looked(), folder / "retrieval.png"))
+    curves = next((c.curves for c in trainer.callbacks if isinstance(c, History)), {})  # type: ignore[attr-defined]
+    attempt("report.html", lambda: _page(built, looked(), metrics, row, curves, folder / "report.html"))
     if built.model.test_embeddings[0].shape[1] == 2:
         attempt("embedding.png", lambda: _embedding(built, metrics, folder))
+
+
+def _per_query(built: Built, path: Path) -> Path | None:
+    """What the metrics are means of, and each query's class: what `python -m dml.report --against` compares."""
+    if not built.model.test_per_query:  # an evaluator of one's own does not say it
+        return None
+    with whole_file(path) as file:
+        labels = built.source.test.labels.astype(np.int32)
+        np.savez_compressed(file, labels=labels, **built.model.test_per_query)  # type: ignore[arg-type]
+    return path
+
+
+def _page(
+    built: Built,
+    looked: Looked,
+    metrics: Mapping[str, float],
+    row: Mapping[str, Any],
+    curves: Mapping[str, list[list[float]]],
+    path: Path,
+) -> Path:
+    assert built.model.test_embeddings is not None
+    gallery = built.source.gallery
+
+    def picture(key: Key, side: int) -> Image.Image:
+        in_gallery, index = key
+        records = gallery if in_gallery and gallery is not None else built.source.test
+        return _image(built, records, index, side)
+
+    tested = Tested(
+        title=f"{row['method']} on {row['data']}, seed {row['seed']}",
+        metrics=metrics,
+        row=row,
+        looked=looked,
+        embeddings=_searched(built, built.model.test_embeddings[0]).numpy(),
+        first_rank=built.model.test_per_query.get("first_rank"),
+        picture=picture,
+        curves=curves,
+    )
+    write_whole(path, render(tested).encode())
+    return path
 
 
 def _embedding(built: Built, metrics: dict[str, float], folder: Path) -> Path:
@@ -61,51 +118,62 @@ def _embedding(built: Built, metrics: dict[str, float], folder: Path) -> Path:
     return draw_embedding(folder, metrics.get("test/map"))
 
 
-def draw_examples(built: Built, path: Path) -> Path:
-    """Draw the worst and some typical queries of a sample with their nearest neighbours (report/neighbours.py).
-
-    A query's score is the mean precision at the right ones among its R nearest (its share of MAP@R), R being the number
-    of right ones that there are, at most 8. Typical queries stand around the median.
-    """
+def look(built: Built) -> Looked:
+    """Search the nearest images of some queries that have something to find: all of them, as far as seconds allow."""
     assert built.model.test_embeddings is not None
-    x, found_in = built.model.test_embeddings[0], built.source.test
+    x, found_in = _searched(built, built.model.test_embeddings[0]), built.source.test
     records, g, own = found_in, x, np.arange(len(x))
     if built.source.gallery is not None and built.model.test_gallery is not None:
-        found_in, g, own_index = built.source.gallery, built.model.test_gallery, built.source.own_index
+        found_in, own_index = built.source.gallery, built.source.own_index
+        g = _searched(built, built.model.test_gallery)
         assert own_index is not None  # as there is a gallery
         own = own_index
-    if getattr(built.model.evaluator, "normalize", False):
-        x, g = F.normalize(x, dim=1), F.normalize(g, dim=1)
     positives = np.bincount(found_in.labels, minlength=int(records.labels.max()) + 1)[records.labels] - (own >= 0)
-    sample = np.random.default_rng(0).permutation(np.flatnonzero(positives > 0))[:_SAMPLE]
+    most = max(1000, int(_PRODUCTS / g.numel()))
+    sample = np.random.default_rng(0).permutation(np.flatnonzero(positives > 0))[:most]
     k = min(_NEIGHBOURS, len(g) - bool((own >= 0).any()))
-    near, _ = Search(g.numpy())(x.numpy()[sample], k, own[sample])
-    hits = found_in.labels[near] == records.labels[sample, None]
-    # Of equally bad ones those that come first in the sample, which is in random order.
-    order = np.argsort(scores(hits, np.minimum(positives[sample], k)), kind="stable")
-    middle = max(0, len(order) // 2 - _LINES // 2)
+    near, distance = Search(g.numpy())(x.numpy()[sample], k, own[sample])
+    return Looked(sample, near, distance, records.labels, found_in.labels, records.class_names, own, positives)
+
+
+def _searched(built: Built, embeddings: Tensor) -> Tensor:
+    """Embeddings as the evaluator compares them."""
+    return F.normalize(embeddings, dim=1) if getattr(built.model.evaluator, "normalize", False) else embeddings
+
+
+def draw_examples(built: Built, looked: Looked, path: Path) -> Path:
+    """Draw the worst and some typical queries with their nearest neighbours (report/neighbours.py)."""
+    records = built.source.test
+    found_in = records if looked.found_labels is looked.labels else built.source.gallery
+    assert found_in is not None
 
     def examples(places: Sequence[int]) -> list[Example]:
         return [
             Example(
-                _image(records, sample[place]),
-                records.class_names[records.labels[sample[place]]],
-                [(_image(found_in, i), bool(hit)) for i, hit in zip(near[place], hits[place], strict=True)],
+                _image(built, records, query := int(looked.sample[place])),
+                records.class_names[records.labels[query]],
+                [
+                    (_image(built, found_in, int(i)), bool(hit))
+                    for i, hit in zip(looked.near[place], looked.hits[place], strict=True)
+                ],
             )
             for place in places
         ]
 
-    of = f"of {len(sample):,} test queries, left, and the nearest images; green: the same class, red: another one"
-    lines = {f"The worst {of}": order[:_LINES], f"Typical ones {of}": order[middle : middle + _LINES]}
+    worst, typical = looked.worst_and_typical(_LINES)
+    of = (
+        f"of {len(looked.sample):,} test queries, left, and the nearest images; green: the same class, red: another one"
+    )
+    lines = {f"The worst {of}": worst, f"Typical ones {of}": typical}
     return draw_neighbours([(title, examples(list(places))) for title, places in lines.items()], path)
 
 
-def scores(hits: np.ndarray, r: np.ndarray) -> np.ndarray:
-    """Mean precision [q] at the hits [q, k] among the first r [q] of each query."""
-    rank = np.arange(1, hits.shape[1] + 1)
-    inside = hits & (rank <= r[:, None])
-    return (inside * hits.cumsum(axis=1) / rank).sum(axis=1) / r
+def _image(built: Built, records: Records, index: int, side: int | None = None) -> Image.Image:
+    """An image as the file has it, its longer side `side` pixels at most."""
 
+    def fitted(width: int, height: int) -> tuple[int, int]:
+        scale = min(1.0, (side or max(width, height)) / max(width, height))
+        return max(1, round(width * scale)), max(1, round(height * scale))
 
-def _image(records: Records, index: int) -> Image.Image:
-    return load_image(records.images[index])
+    white = built.model.config["transform"].get("white")
+    return load_image(records.images[index], resized=None if side is None else fitted, white=white)

@@ -58,10 +58,10 @@ for _noise in (
 def run_train(cfg: DictConfig) -> dict[str, float]:
     """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
 
-    Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and then, for
-    two-dimensional embeddings, test_embeddings.npz and embedding.png. A run that a search prunes is not tested, and its
-    row says so. A folder that holds a finished run of the same
-    settings is left as it is; one that holds an unfinished run goes on from its last checkpoint.
+    Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and then
+    per_query.npz, retrieval.png, report.html and, for two-dimensional embeddings, test_embeddings.npz and
+    embedding.png. A run that a search prunes is not tested, and its row says so. A folder that holds a finished run of
+    the same settings is left as it is; one that holds an unfinished run goes on from its last checkpoint.
 
     Returns:
         The final metrics: test/... and, when validated, the best val/... that chose the checkpoint.
@@ -192,8 +192,9 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
     if trainer.is_global_zero:
-        _write(folder / "metrics.json", metrics, row_of(built, steps, chosen, code))  # first: the run is finished
-        save_pictures(trainer, built, metrics, folder)
+        row = row_of(built, steps, chosen, code)
+        _write(folder / "metrics.json", metrics, row)  # first: the run is finished
+        save_pictures(trainer, built, metrics, row, folder)
         _print_table(metrics, folder)
     return metrics
 
@@ -256,7 +257,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     if trainer.is_global_zero:
         row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version(trained))
         _write(folder / "evaluation.json", metrics, row)
-        save_pictures(trainer, built, metrics, folder)
+        save_pictures(trainer, built, metrics, row, folder)
         _print_table(metrics, folder)
     return metrics
 

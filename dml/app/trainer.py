@@ -15,6 +15,7 @@ from dml.app.settings import loggers_of
 from dml.engine.blank import BlankImages
 from dml.engine.callbacks import make_callbacks
 from dml.engine.checkpoint_io import WholeCheckpoints
+from dml.engine.history import History
 from dml.engine.progress import StepProgressBar
 from dml.engine.run_log import RunLog
 from dml.engine.stop import StopSignals
@@ -54,6 +55,7 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     callbacks: list[pl.Callback] = [BlankImages()]
     if stop is not None:
         callbacks += [make(node) for node in cfg.callbacks.values()]  # first, so that last.ckpt holds their state
+        callbacks.append(History())  # before what writes last.ckpt, which is to hold what this step added
         callbacks += make_callbacks(
             folder=str(folder / "checkpoints"),
             monitor=cfg.protocol.monitor if cfg.protocol.validate else None,

@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -102,6 +102,16 @@ class UnattendedWandbLogger(WandbLogger):
     log_hyperparams = _never_stops(WandbLogger.log_hyperparams)
     log_metrics = _never_stops(WandbLogger.log_metrics)
     log_image = _never_stops(WandbLogger.log_image)
+
+    def log_page(self, key: str, files: Sequence[str]) -> None:
+        """Show HTML files there as they are, as `log_image` does pictures."""
+        self._log_pages(key, files)
+
+    @_never_stops
+    def _log_pages(self, key: str, files: Sequence[str]) -> None:
+        from wandb import Html
+
+        self.experiment.log({key: [Html(file, inject=False) for file in files]})
 
 
 def _first_line(error: Exception) -> str:

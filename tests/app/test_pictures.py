@@ -1,21 +1,14 @@
-"""Which queries are looked at: scores against a slow loop, the image itself never among its neighbours."""
+"""Which queries are looked at, the image itself never among its neighbours; what a test leaves beside its result."""
 
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from dml.app import pictures
 from dml.data.dataset import Records, Source
-
-
-def test_scores_are_the_mean_precision_at_the_right_ones():
-    rng = np.random.default_rng(0)
-    hits, r = rng.random((50, 8)) < 0.4, rng.integers(1, 9, 50)
-    expected = [
-        sum(row[: i + 1].sum() / (i + 1) for i in range(n) if row[i]) / n for row, n in zip(hits, r, strict=True)
-    ]
-    np.testing.assert_allclose(pictures.scores(hits, r), expected)
+from dml.engine.history import History
 
 
 def built(gallery):
@@ -28,7 +21,9 @@ def built(gallery):
     model = SimpleNamespace(
         test_embeddings=(x, torch.from_numpy(records.labels)),
         test_gallery=x if gallery else None,
+        test_per_query={},
         evaluator=SimpleNamespace(normalize=False),
+        config={"transform": {}},
     )
     return SimpleNamespace(source=source, model=model)
 
@@ -36,7 +31,7 @@ def built(gallery):
 def test_neighbours_are_the_nearest_others(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "draw_neighbours", lambda groups, path: drawn.extend(groups) or path)
-    pictures.draw_examples(built(gallery=False), tmp_path / "retrieval.png")
+    pictures.draw_examples(parts := built(gallery=False), pictures.look(parts), tmp_path / "retrieval.png")
     for _, examples in drawn:
         assert len(examples) == 4
         for example in examples:
@@ -51,7 +46,7 @@ def test_neighbours_are_the_nearest_others(tmp_path, monkeypatch):
 def test_with_a_gallery_images_in_memory_are_others(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "draw_neighbours", lambda groups, path: drawn.extend(groups) or path)
-    pictures.draw_examples(built(gallery=True), tmp_path / "retrieval.png")
+    pictures.draw_examples(parts := built(gallery=True), pictures.look(parts), tmp_path / "retrieval.png")
     example = drawn[0][1][0]
     assert example.found[0][0].getpixel((0, 0)) == example.query.getpixel((0, 0))
 
@@ -59,5 +54,28 @@ def test_with_a_gallery_images_in_memory_are_others(tmp_path, monkeypatch):
 def test_a_picture_that_fails_is_told_and_ends_nothing(tmp_path, caplog):
     broken = built(gallery=False)
     broken.model.test_embeddings = (torch.full((12, 1), torch.nan), broken.model.test_embeddings[1])
-    pictures.save_pictures(SimpleNamespace(loggers=[]), broken, {}, tmp_path)
+    pictures.save_pictures(SimpleNamespace(loggers=[], callbacks=[]), broken, {}, {}, tmp_path)
     assert "the result is written, but retrieval.png was not drawn" in caplog.text
+    assert "the result is written, but report.html was not drawn" in caplog.text
+
+
+@pytest.mark.parametrize("gallery", [False, True])
+def test_what_a_test_leaves_and_hands_to_its_loggers(tmp_path, gallery):
+    parts, handed = built(gallery), []
+    parts.model.test_per_query = {"first_rank": np.zeros(12, dtype=np.int32)}
+    logger = SimpleNamespace(
+        log_image=lambda key, files: handed.append((key, files)),
+        log_page=lambda key, files: handed.append((key, files)),
+    )
+    history = History()
+    history.curves = {"val/map": [[1, 0.5], [2, 0.75]]}
+    row = {"method": "nra", "data": "colours", "seed": 3, "dimension": 1}
+    trainer = SimpleNamespace(loggers=[logger], callbacks=[history])
+    pictures.save_pictures(trainer, parts, {"test/recall@1": 0.5}, row, tmp_path)
+    assert handed == [
+        ("test/retrieval", [str(tmp_path / "retrieval.png")]), ("test/report", [str(tmp_path / "report.html")])
+    ]  # fmt: skip
+    text = (tmp_path / "report.html").read_text()
+    assert "nra on colours, seed 3" in text and "val/map: 0.75 in the end" in text
+    stored = np.load(tmp_path / "per_query.npz")
+    assert stored["labels"].tolist() == parts.source.test.labels.tolist() and not stored["first_rank"].any()
