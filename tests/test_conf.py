@@ -101,13 +101,29 @@ def test_evaluator(choice):
     assert evaluate(np.eye(10)[labels] + 0.01, labels)["recall@1"] == 1
 
 
+# What embedders that need a certain network need of a small one, on small images.
+GOOGLENET = ("backbone=googlenet", "backbone.pretrained=false")
+NETWORK_OF = {"cascade": (*GOOGLENET, "embedder.tap_pool=null"), "attention": GOOGLENET}
+
+
 @pytest.mark.parametrize("choice", choices("backbone"))
 def test_backbone_and_embedder(choice):
     backbone = make(resolved("backbone", choice, "backbone.pretrained=false"))
-    for head in choices("embedder"):
+    for head in set(choices("embedder")) - set(NETWORK_OF):
         embedder = make(resolved("embedder", head), backbone=backbone).eval()
         with torch.no_grad():
             assert embedder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 512)
+
+
+@pytest.mark.parametrize("head", NETWORK_OF)
+def test_embedders_of_a_certain_network(head):
+    backbone = make(resolved("backbone", "googlenet", "backbone.pretrained=false"))
+    embedder = make(resolved("embedder", head, *NETWORK_OF[head][2:]), backbone=backbone).eval()
+    with torch.no_grad():
+        columns = embedder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert embedder.join(columns).shape == (1, embedder.dim)
+    with pytest.raises(ValueError, match=r"^embedder"):
+        make(resolved("embedder", head), backbone=make(resolved("backbone", "convnet")))
 
 
 @pytest.mark.parametrize("choice", choices("optimizer"))
@@ -257,7 +273,7 @@ def test_model_is_a_backbone_with_its_input_size(choice):
     }[choice]
 
 
-LOSS_OF = {"proxy_nca_pp": "proxy_nca", "abier": "bier"}  # other settings, or another network
+LOSS_OF = {"proxy_nca_pp": "proxy_nca", "abier": "bier", "abe": "per_group"}  # other settings, or another network
 
 
 @pytest.mark.parametrize("choice", choices("method"))
@@ -274,7 +290,13 @@ def test_every_loss_has_a_method():
 
 @pytest.mark.parametrize("method", choices("method"))
 def test_method_runs(method, tmp_path):
-    metrics = train(tmp_path, f"method={method}", "trainer.max_steps=2", "trainer.val_check_interval=2").metrics
+    embedder = composed("train", f"method={method}").embedder._target_.split(".")[-2]
+    given = [f"method={method}", "trainer.max_steps=2", "trainer.val_check_interval=2", *NETWORK_OF.get(embedder, ())]
+    if embedder in NETWORK_OF:  # a larger one than the digits': of few images
+        given += ["data=folder", f"data.root={write_images(tmp_path / 'tree', classes=8, images=4)}"]
+        given += ["data.val_fraction=0.5", "evaluator.ks=[1]", "loader.workers=0"]
+        given += ["batch.classes_per_batch=2", "batch.samples_per_class=3"]
+    metrics = train(tmp_path / "run", *given).metrics
     assert {"test/recall@1", "test/map"} <= set(metrics)
     assert all(0 <= value <= 1 for value in metrics.values())
 

@@ -83,9 +83,13 @@ class GoogLeNet(Pooled, TorchvisionGoogLeNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, 3, 224, 224], normalised to [-1, 1] -> feature maps [B, 1024, 7, 7]."""
-        for name in _LAYERS:
-            x = getattr(self, name)(x)
+        for _, piece in self.pieces():
+            x = piece(x)
         return x
+
+    def pieces(self) -> list[tuple[str, nn.Module]]:
+        """The modules that `forward_features` goes through, one after the other, with their names."""
+        return [(name, getattr(self, name)) for name in _LAYERS]
 
 
 def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

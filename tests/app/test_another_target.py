@@ -57,3 +57,13 @@ def test_what_the_user_gives_is_not_left_out(tmp_path, key):
 def test_keys_of_a_choice_stay_where_its_target_does():
     cfg = composed("train", "optimizer=sgd")
     assert leave_out(cfg, ["optimizer=sgd"], pydoc.locate) == [] and cfg.optimizer.momentum == 0.9
+
+
+def test_the_loss_inside_of_another_is_chosen_without_the_keys_of_the_one_before():
+    overrides = ["method=abe", "loss@loss.loss=nra", "loss.loss.alpha=3"]
+    cfg = composed("train", *overrides)
+    told = leave_out(cfg, overrides, pydoc.locate)
+    assert told == ["loss.loss.hinge=squared is left out: dml.losses.nra.NRALoss takes none"]
+    assert cfg.loss.loss.alpha == 3 and cfg.loss.divergence == 1 and "hinge" not in cfg.loss.loss
+    cfg = composed("train", *overrides, "loss.loss.hinge=distance")
+    assert leave_out(cfg, [*overrides, "loss.loss.hinge=distance"], pydoc.locate) == []  # it will be refused
