@@ -11,15 +11,16 @@ from torch import Tensor
 def matmul(a: Tensor, b: Tensor, add: Tensor | None = None) -> Tensor:
     """a [n, k] times b [p, k] transposed, plus add [p]: [n, p], in full float32 whatever the matmul precision is.
 
-    Without gradient on a CPU.
+    Or a batch of such products, [c, n, k] and [c, p, k]. Without gradient on a CPU.
     """
     with full_float32():
-        if a.device.type == "cpu" and a.dtype == torch.float32 and len(a) and torch.backends.mkldnn.is_available():
+        plain = a.ndim == 2 and a.device.type == "cpu" and a.dtype == torch.float32
+        if plain and len(a) and torch.backends.mkldnn.is_available():
             # oneDNN's kernel, which takes half the time of MKL's on AMD; torch.compile emits the same call. It knows
             # no autocast.
             return torch.ops.mkldnn._linear_pointwise(a, b, add, "none", [], "")
         with torch.autocast(a.device.type, enabled=False):
-            return a @ b.T if add is None else torch.addmm(add, a, b.T)
+            return a @ b.mT if add is None else torch.addmm(add, a, b.T)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from tests.oracles import Matrix, distances, dot, log_sum_exp, mean
+from tests.oracles import Matrix, distances, dot, log_sum_exp, mean, npair
 
 
 def cosines(embeddings: Tensor) -> Matrix:
@@ -251,3 +251,18 @@ def histogram(x: Tensor, labels: Tensor, bins: int = 201, anchors: int | None = 
     positive, negative = shares
     terms = [negative[r] * math.fsum(positive[: r + 1]) for r in range(bins)]
     return torch.tensor(math.fsum([*terms, -less]), dtype=torch.float64)
+
+
+def angular(x: Tensor, labels: Tensor, alpha: float = 45.0, anchors: int | None = None) -> Tensor:
+    s, terms, t = cosines(x), [], math.tan(math.radians(alpha)) ** 2
+    for a, positives, negatives in valid(labels, anchors):
+        for p in positives:
+            pull = 2 * (1 + t) * s[a][p]
+            terms.append(log_one_plus([4 * t * (s[a][n] + s[p][n]) - pull for n in negatives]))
+    return mean(terms)
+
+
+def npair_angular(
+    x: Tensor, labels: Tensor, alpha: float = 45.0, angular_weight: float = 2.0, l2_weight: float = 0.0
+) -> Tensor:
+    return npair(x, labels, l2_weight) + angular_weight * angular(x, labels, alpha)

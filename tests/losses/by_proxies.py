@@ -152,3 +152,123 @@ def margin(
     kept = [each for each in hinges if each > 0]
     total = math.fsum(kept) + nu * math.fsum(bounds)
     return torch.tensor(total / len(kept) if kept else 0.0, dtype=torch.float64)
+
+
+def linear(layer: nn.Module, rows: Matrix) -> Matrix:
+    weights, biases = layer.weight.tolist(), layer.bias.tolist()
+    return [[dot(row, w) + b for w, b in zip(weights, biases, strict=True)] for row in rows]
+
+
+def softmax(values: list[float]) -> list[float]:
+    below = log_sum_exp(values)
+    return [math.exp(v - below) for v in values]
+
+
+def transposed(rows: Matrix) -> Matrix:
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def group(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    anchors_per_class: int = 2,
+    temperature: float = 24.0,
+    iterations: int = 1,
+    ce_weight: float = 1.0,
+) -> Tensor:
+    rows, classes = x.detach().double().tolist(), labels.tolist()
+    logits, m = linear(loss.classifier, rows), len(classes)
+    shares = [softmax([v / temperature for v in row]) for row in logits]
+    for i, own in enumerate(classes):
+        if classes[:i].count(own) < anchors_per_class:
+            shares[i] = [float(c == own) for c in range(len(logits[0]))]
+    # The coefficient of correlation of two rows' entries; of a row of equal entries there is none.
+    centred = [[v - math.fsum(row) / len(row) for v in row] for row in rows]
+    norms = [max(math.hypot(*row), 1e-12) for row in centred]
+    alike = [[max(0.0, dot(centred[i], centred[j]) / norms[i] / norms[j]) for j in range(m)] for i in range(m)]
+    for i in range(m):
+        alike[i][i] = 1.0
+    for _ in range(iterations):
+        columns = transposed(shares)
+        moved = [[s * dot(alike[i], columns[c]) for c, s in enumerate(shares[i])] for i in range(m)]
+        shares = [[v / math.fsum(row) for v in row] for row in moved]
+    agreed = [-math.log(shares[i][own] + 1e-12) for i, own in enumerate(classes)]
+    return mean(agreed) + ce_weight * of_logits(logits, labels)
+
+
+def multimodal(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    num_modalities: int = 1,
+    proxies_per_class: int = 20,
+    gamma: float = 0.1,
+    heads: bool = True,
+) -> Tensor:
+    rows, logits = x.detach().double().tolist(), []
+    proxies = spheric(loss.proxies.clamp_min(0)).tolist()
+    for row in rows:
+        if heads:
+            step = len(row) // num_modalities
+            parts = [row[j * step : (j + 1) * step] for j in range(num_modalities)]
+            row = [p for part, head in zip(parts, loss.heads, strict=True) for p in softmax(linear(head, [part])[0])]
+        c = len(row) // num_modalities
+        norm = max(math.hypot(*row), 1e-12)
+        s = [dot(row, w) / norm for w in proxies]
+        shares = softmax([v / gamma for v in s])
+        drawn = [math.fsum(p * w[f] for p, w in zip(shares, proxies, strict=True)) for f in range(len(row))]
+        att = [math.fsum(row[j * c + a] * (1 + drawn[j * c + a]) for j in range(num_modalities)) for a in range(c)]
+        sim = [0.0] * c
+        for k in range(proxies_per_class):
+            ofk = [s[a * proxies_per_class + k] for a in range(c)]
+            for a, share in enumerate(softmax([v / gamma for v in ofk])):
+                sim[a] += share * ofk[a]
+        logits.append([a + b for a, b in zip(att, sim, strict=True)])
+    return of_logits(logits, labels)
+
+
+def hist(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    tau: float = 32.0,
+    alpha: float = 0.9,
+    ce_weight: float = 1.0,
+    hidden: int = 512,
+) -> Tensor:
+    rows, classes, m = x.detach().double().tolist(), labels.tolist(), len(labels)
+    variances = [[math.exp(min(max(v, 0.0), 6.0)) for v in row] for row in loss.log_vars.tolist()]
+    means = spheric(loss.means).tolist()
+    d = []
+    for z in spheric(x).tolist():
+        classwise = zip(means, variances, strict=True)
+        d.append([math.fsum((a - b) ** 2 / v for a, b, v in zip(z, mu, var, strict=True)) for mu, var in classwise])
+    of_distances = of_logits([[-tau * v for v in row] for row in d], labels)
+    # The matrix G of the hypergraph, whole.
+    h = [
+        [1.0 if c == own else math.exp(-alpha * d[i][c]) for c in sorted(set(classes))] for i, own in enumerate(classes)
+    ]
+    row_sums, column_sums = [math.fsum(row) for row in h], [math.fsum(column) for column in transposed(h)]
+    g = [
+        [
+            math.fsum(a * b / e for a, b, e in zip(h[i], h[j], column_sums, strict=True))
+            / math.sqrt(row_sums[i] * row_sums[j])
+            for j in range(m)
+        ]
+        for i in range(m)
+    ]
+
+    def spread(values: Matrix) -> Matrix:
+        columns = transposed(values)
+        return [[dot(row, column) for column in columns] for row in g]
+
+    between = []
+    weights, biases = loss.norm.weight.tolist(), loss.norm.bias.tolist()
+    for values, w, b in zip(transposed(spread(linear(loss.first, rows))), weights, biases, strict=True):
+        centre = math.fsum(values) / m
+        variance = math.fsum((v - centre) ** 2 for v in values) / m
+        scaled = [w * (v - centre) / math.sqrt(variance + 1e-5) + b for v in values]
+        between.append([v if v > 0 else 0.1 * v for v in scaled])
+    logits = spread(linear(loss.second, transposed(between)))
+    return of_distances + ce_weight * of_logits(logits, labels)

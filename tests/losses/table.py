@@ -1,36 +1,45 @@
 """All losses, for the tests that take each of them: on any batch, on several processes, with gradient caching."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from dml.losses.angular import AngularLoss
 from dml.losses.arc_face import ArcFaceLoss
 from dml.losses.bier import BIERLoss
 from dml.losses.calibration import CalibrationLoss
 from dml.losses.circle import CircleLoss
+from dml.losses.clustering import ClusteringLoss
 from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.cos_face import CosFaceLoss
 from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.fast_ap import FastAPLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
+from dml.losses.group import GroupLoss
 from dml.losses.hdc import HDCLoss
+from dml.losses.hist import HISTLoss
 from dml.losses.histogram import HistogramLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.margin import MarginLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.multi_similarity import MultiSimilarityLoss
+from dml.losses.multimodal import MultimodalLoss
 from dml.losses.nca import NCALoss
 from dml.losses.normalized_softmax import NormalizedSoftmaxLoss
 from dml.losses.npair import NPairLoss
+from dml.losses.npair_angular import NPairAngularLoss
 from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
+from dml.losses.pddm import PDDMLoss
 from dml.losses.per_group import PerGroupLoss
 from dml.losses.proxy_anchor import ProxyAnchorLoss
 from dml.losses.proxy_nca import ProxyNCALoss
 from dml.losses.ranked_list import RankedListLoss
 from dml.losses.recall_at_k import RecallAtKLoss
 from dml.losses.roadmap import RoadmapLoss
+from dml.losses.sigmoid_pairs import SigmoidPairsLoss
 from dml.losses.smooth_ap import SmoothAPLoss
 from dml.losses.snr import SNRLoss
 from dml.losses.soft_triple import SoftTripleLoss
@@ -39,7 +48,7 @@ from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
 from dml.losses.tuplet_margin import TupletMarginLoss
 from tests import oracles
-from tests.losses import by_anchors, by_groups, by_proxies, by_ranks
+from tests.losses import by_anchors, by_clusters, by_groups, by_proxies, by_ranks, by_weights
 
 
 class Known(NamedTuple):
@@ -80,18 +89,22 @@ PAIRS = {
     "histogram": Known(HistogramLoss, by_anchors.histogram, {"bins": 11}),
     "snr": Known(SNRLoss, by_anchors.snr, {}),
     "snr, triplet": Known(SNRLoss, by_anchors.snr, {"form": "triplet"}),
+    "angular": Known(AngularLoss, by_anchors.angular, {}),
 }
 # Pairs of all kinds of the batch, without anchors.
 WHOLE = {
     "lifted": Known(LiftedLoss, oracles.lifted, {}),
     "npair": Known(NPairLoss, oracles.npair, {}),
     "npair, lengths": Known(NPairLoss, oracles.npair, {"l2_weight": 0.1}),
+    "npair_angular": Known(NPairAngularLoss, by_anchors.npair_angular, {}),
+    "clustering": Known(ClusteringLoss, by_clusters.clustering, {}),
 }
-
-
-def margin(embedding_dim: int, **options: Any) -> nn.Module:
-    """Its weights know no embeddings."""
-    return MarginLoss(**options)
+# Those that own other weights; their oracles take the loss first.
+OWN = {
+    "sigmoid_pairs": Known(SigmoidPairsLoss, by_weights.sigmoid_pairs, {}),
+    "pddm": Known(PDDMLoss, by_weights.pddm, {}),
+    "pddm, class": Known(PDDMLoss, by_weights.pddm, {"scope": "class"}),
+}
 
 
 # Those that own weights of the classes; their oracles take the loss first.
@@ -104,7 +117,10 @@ PROXIES = {
     "proxy_nca, pp": Known(ProxyNCALoss, by_proxies.proxy_nca, {"scale": 9.0, "include_positive": True}),
     "proxy_anchor": Known(ProxyAnchorLoss, by_proxies.proxy_anchor, {}),
     "soft_triple": Known(SoftTripleLoss, by_proxies.soft_triple, {"centers_per_class": 2}),
-    "margin": Known(margin, by_proxies.margin, {}),
+    "margin": Known(MarginLoss, by_proxies.margin, {}),
+    "group": Known(GroupLoss, by_proxies.group, {"temperature": 2.0}),
+    "multimodal": Known(MultimodalLoss, by_proxies.multimodal, {"proxies_per_class": 2}),
+    "hist": Known(HISTLoss, by_proxies.hist, {"hidden": 4}),
 }
 
 
@@ -142,11 +158,10 @@ def build(name: str, embedding_dim: int, num_classes: int) -> nn.Module:
     if name.startswith("memory"):
         inner = build(name.removeprefix("memory, "), embedding_dim, num_classes)
         return CrossBatchMemory(loss=inner, size=20, start_step=1, embedding_dim=embedding_dim)
-    if name in PROXIES:
-        known = PROXIES[name]
-        return known.make(embedding_dim=embedding_dim, num_classes=num_classes, **known.options)
-    known = (PAIRS | WHOLE)[name]
-    return known.make(**known.options)
+    known = (PAIRS | WHOLE | OWN | PROXIES)[name]
+    sizes = {"embedding_dim": embedding_dim, "num_classes": num_classes}
+    taken = sizes.keys() & inspect.signature(known.make).parameters.keys()
+    return known.make(**{key: sizes[key] for key in taken}, **known.options)
 
 
-EVERY = [*PAIRS, *WHOLE, *PROXIES, *GROUPED, "memory, nra"]
+EVERY = [*PAIRS, *WHOLE, *OWN, *PROXIES, *GROUPED, "memory, nra"]

@@ -46,32 +46,33 @@ def unit(x: Tensor) -> Tensor:
 
 
 def sum_over_cosines(
-    x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor, *, share: int = 1
+    x: Tensor, labels: Tensor, term: Callable[..., Tensor], rows: Tensor, *inputs: Tensor, share: int = 1
 ) -> Tensor:
-    """The sum of term(Row) -> [b] over the anchors `rows` [v], of the gaps 1 - S of embeddings x [m, d] on the sphere.
+    """The sum of term(Row, *inputs) -> [b] over the anchors `rows` [v], of the gaps 1 - S of embeddings x [m, d] on the
+    sphere.
 
     A gap is half of a squared distance, so it has all its digits where a cosine near 1 has lost them.
-    `share`: how many numbers the term holds for each gap.
+    `inputs`: further tensors that get a gradient. `share`: how many numbers the term holds for each gap.
     """
-    z, terms, inputs = _of_cosines(x, labels, term)
-    return sum_over_rows(z, terms, *inputs, rows=rows, share=share)
+    z, terms, missing = _of_cosines(x, labels, term)
+    return sum_over_rows(z, terms, *missing, *inputs, rows=rows, share=share)
 
 
 def rows_of_cosines(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
     """As `sum_over_cosines`, but what the term returns of each anchor, or of each block of anchors, is not summed."""
-    z, terms, inputs = _of_cosines(x, labels, term)
-    return rowwise(z, terms, *inputs, rows=rows)
+    z, terms, missing = _of_cosines(x, labels, term)
+    return rowwise(z, terms, *missing, rows=rows)
 
 
 def _of_cosines(
-    x: Tensor, labels: Tensor, term: Callable[[Row], Tensor]
+    x: Tensor, labels: Tensor, term: Callable[..., Tensor]
 ) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
     """What makes a function of squared distances of a function of gaps: embeddings, the function, further inputs."""
     z, short = unit(x), torch.linalg.vector_norm(x.detach(), dim=1) < _LEAST
     if bool(short.any()):
         return z, _of_products(labels, term), (torch.where(short, 1 - z.square().sum(dim=1), 0),)
     columns = _Positives(labels)
-    return z, lambda own, squared: term(columns.row(own, squared / 2)), ()
+    return z, lambda own, squared, *inputs: term(columns.row(own, squared / 2), *inputs), ()
 
 
 def sum_over_products(
@@ -81,12 +82,12 @@ def sum_over_products(
     return sum_over_rows(z, _of_products(labels, term), missing, rows=rows, share=share)
 
 
-def _of_products(labels: Tensor, term: Callable[[Row], Tensor]) -> Callable[..., Tensor]:
+def _of_products(labels: Tensor, term: Callable[..., Tensor]) -> Callable[..., Tensor]:
     columns = _Positives(labels)
 
-    def gaps(own: Tensor, squared: Tensor, missing: Tensor) -> Tensor:
+    def gaps(own: Tensor, squared: Tensor, missing: Tensor, *inputs: Tensor) -> Tensor:
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab
-        return term(columns.row(own, (squared + missing[own, None] + missing) / 2))
+        return term(columns.row(own, (squared + missing[own, None] + missing) / 2), *inputs)
 
     return gaps
 

@@ -54,7 +54,10 @@ def cosines_to(embeddings: Tensor, weights: Tensor, labels: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [n, k] times b [p, k] transposed, [n, p], with gradient, in full float32 on the way there and back."""
+    """a [n, k] times b [p, k] transposed, [n, p], with gradient, in full float32 on the way there and back.
+
+    Or a batch of such products, [c, n, k] and [c, p, k].
+    """
     return _Product.apply(a, b)
 
 
@@ -68,6 +71,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, b = ctx.saved_tensors
         return (
-            product(gradient, b.T) if ctx.needs_input_grad[0] else None,
-            product(gradient.T, a.T) if ctx.needs_input_grad[1] else None,
+            product(gradient, b.mT) if ctx.needs_input_grad[0] else None,
+            product(gradient.mT, a.mT) if ctx.needs_input_grad[1] else None,
         )
