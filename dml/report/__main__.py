@@ -1,7 +1,7 @@
-"""Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY]`.
+"""Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY] [--against ROW]`.
 
 Writes table.md, table.csv and table.tex; figure3 where NRA's alpha was swept; figure4 of two-dimensional embeddings
-(each as PNG, PDF and SVG).
+(each as PNG, PDF and SVG); report.html, all of it on one page. With --against also significance.csv: which rows differ.
 """
 
 import argparse
@@ -11,6 +11,9 @@ from pathlib import Path
 from dml.printable import tolerant_output
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
 from dml.report.runs import Group, Run, group_runs, pruned, read_runs, swept_alphas, unfinished
+from dml.report.significance import as_csv as differences_as_csv
+from dml.report.significance import as_text, compare
+from dml.report.sweep_page import render_sweep
 from dml.report.tables import as_csv, latex, layout, markdown, table2
 from dml.words import counted
 
@@ -29,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         "folders", nargs="+", type=_path, metavar="DIR", help="folders of finished runs: a sweep's, ..."
     )
     parser.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.mining")
+    parser.add_argument("--against", metavar="ROW", help="which rows differ from this one (nra, or a value of KEY)?")
     parser.add_argument("--out", type=_path, help="folder to write into; the first DIR by default")
     chosen = parser.parse_args(arguments)
     out = chosen.out or chosen.folders[0]
@@ -36,10 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
         runs = read_runs(chosen.folders)
         swept = swept_alphas(runs)
         groups = group_runs(runs, chosen.by, swept)
+        differences = [] if chosen.against is None else compare(groups, chosen.against)
     except ValueError as error:
         sys.exit(str(error))
     table = layout(groups)
-    text = "\n\n".join(filter(None, [markdown(table), table2(groups)]))
+    text = "\n\n".join(filter(None, [markdown(table), table2(groups), as_text(differences) if differences else None]))
     print(text)
     if repeats := len(runs) - sum(map(len, groups.values())):
         print(f"\nNot counted, as they repeat a seed of another: {counted(repeats, 'run')}.")
@@ -53,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"{out} cannot be written into ({error.strerror}): --out DIR takes another folder")
     files = {"table.md": text + "\n", "table.csv": as_csv(groups), "table.tex": latex(table) + "\n"}
+    if differences:
+        files["significance.csv"] = differences_as_csv(differences)
     for name, content in files.items():
         (out / name).write_text(content, encoding="utf-8")
     pictures = []
@@ -62,6 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
         group.dimension == 2 and (runs[0].folder / "test_embeddings.npz").is_file() for group, runs in groups.items()
     ):
         pictures.append(draw_side_by_side(_panels(groups), out / "figure4.png"))
+    if not any(run.folder.resolve() == out.resolve() for run in runs):  # whose report.html is a run's own
+        page = render_sweep(groups, differences, [drawn[0] for drawn in pictures], out)
+        files["report.html"] = page
+        (out / "report.html").write_text(page, encoding="utf-8")
     print(f"\nFiles in {out}:", *files, *(picture.name for drawn in pictures for picture in drawn))
 
 

@@ -84,7 +84,7 @@ def layout(groups: Groups) -> Layout:
     """
     data = list(dict.fromkeys(group.data for group in groups))
     dimensions = {d: sorted({group.dimension for group in groups if group.data == d}) for d in data}
-    metrics = {d: _metrics([run for group in groups if group.data == d for run in groups[group]]) for d in data}
+    metrics = {d: metrics_of([run for group in groups if group.data == d for run in groups[group]]) for d in data}
     if len(data) > 1:
         metrics = {d: [name for name in names if "recall" in name] or names for d, names in metrics.items()}
     lines: list[list[str]] = []
@@ -132,7 +132,8 @@ def _best(ours: Mapping[int, Sequence[Sequence[Cell | None]]]) -> Iterator[tuple
             yield from ((i, j + 1, k) for i, mean in means.items() if mean == max(means.values()))
 
 
-def _metrics(runs: Sequence[Run]) -> list[str]:
+def metrics_of(runs: Sequence[Run]) -> list[str]:
+    """The names of what was measured of the test part, as test/recall@1."""
     return [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name.startswith("test/")]
 
 
@@ -154,9 +155,14 @@ def markdown(table: Layout) -> str:
     if len(table.spans) > 1:  # Markdown has one line of headings
         names = [title.partition(",")[0] for title, width in table.spans for _ in range(width)]
         head[1:-1] = [f"{name} {column}" for name, column in zip(names, table.columns[:-1], strict=True)]
-    lines = [_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, table.lines)]
+    lines = as_table(head, table.lines)
     caption = f"{'; '.join(title for title, _ in table.spans)}; in percent:"
     return "\n".join([caption, "", *lines, *(["", *(f"- {note}" for note in table.notes)] if table.notes else [])])
+
+
+def as_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of Markdown; all columns but the first are numbers."""
+    return [_line(head), "|---|" + "---:|" * (len(head) - 1), *map(_line, lines)]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -212,7 +218,7 @@ def as_csv(groups: Groups) -> str:
         ["data", "method", "dimension", "metric", "mean", "half_interval", "runs", "paper", "difference", "marks"]
     )
     for group, runs in groups.items():
-        for metric in _metrics(runs):
+        for metric in metrics_of(runs):
             if (c := cell(runs, metric)) is None:
                 continue
             half, difference = "" if math.isnan(c.half) else c.half, "" if c.paper is None else c.mean - c.paper
