@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dml.printable import printable, tolerant_output
 
+_TRUST = "also make parts of other packages that the checkpoint names; they can run any code"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -28,11 +29,7 @@ def _whole(text: str) -> int:
 
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; the GPU by default, if there is one")
-    parser.add_argument(
-        "--trust",
-        action="store_true",
-        help="also make parts of other packages that the checkpoint names; they can run any code",
-    )
+    parser.add_argument("--trust", action="store_true", help=_TRUST)
 
 
 def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -133,9 +130,43 @@ def _add_search(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     return run
 
 
+def _add_export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    parser.add_argument("run", metavar="RUN", type=_path, help="folder of a finished run, or a checkpoint")
+    parser.add_argument(
+        "data", metavar="data.KEY=VALUE", nargs="*", help="where the run's images are now: data.root=DIR"
+    )
+    parser.add_argument("--out", type=_path, default=Path("export"), help="folder; %(default)s")
+    parser.add_argument("--only", help="of safetensors,torch,onnx,float16,int8; all by default")
+    parser.add_argument("--trust", action="store_true", help=_TRUST)
+
+    def run(given: argparse.Namespace) -> None:
+        from dml.use.export import export, table
+        from dml.use.formats import FORMATS
+        from dml.use.trained import load
+
+        formats = FORMATS if given.only is None else tuple(given.only.split(","))
+        if unknown := [name for name in formats if name not in FORMATS]:
+            raise ValueError(f"--only {unknown[0]} is not possible: there is {', '.join(FORMATS)}")
+        data = dict(_of_data(one) for one in given.data)
+        print(table(export(load(given.run, trust=given.trust), formats, given.out, data)))
+        print(f"Files: {given.out}")
+        if "safetensors" in formats:
+            print(f"\nWith plain timm ({given.out}/use.py):\n\n{(given.out / 'use.py').read_text()}")
+
+    return run
+
+
+def _of_data(setting: str) -> tuple[str, str]:
+    key, equals, value = setting.partition("=")
+    if not equals or not key.startswith("data."):
+        raise ValueError(f"{setting} is no setting of the data: data.root=DIR says where the images are")
+    return key.removeprefix("data."), value
+
+
 _COMMANDS = {
     "embed": ("embed images into a file of embeddings", _add_embed),
     "index": ("put embeddings into an index", _add_index),
+    "export": ("write the model as files that need no dml, and compare them with it", _add_export),
     "search": ("find the nearest images of an index", _add_search),
 }
 

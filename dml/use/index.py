@@ -6,10 +6,8 @@ stores/ has the ways to keep and find them.
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ import torch
 from dml.retrieval.tiles import squared_distances
 from dml.use.embeddings import About, Embeddings
 from dml.use.stores import faiss_store, qdrant_store
-from dml.whole_file import write_whole
+from dml.whole_file import whole_folder, write_whole
 from dml.words import counted
 
 STORES = {"faiss": faiss_store, "qdrant": qdrant_store}
@@ -57,37 +55,17 @@ def build_index(embeddings: Embeddings, out: Path, store: str, **settings: Any) 
         settings: of the store.
 
     Raises:
-        ValueError: `out` is there, or the store refuses or cannot be reached; nothing is left then.
-        OSError: a file cannot be written.
+        ValueError: the store refuses or cannot be reached; nothing is left then.
+        OSError: `out` is there, or a file cannot be written.
     """
-    if out.exists():
-        raise ValueError(f"{out} is there already: remove it, or give another --out")
-    paths = embeddings.paths()
     with whole_folder(out) as folder:
+        paths = embeddings.paths()
         np.save(folder / "paths.npy", np.array([os.fsencode(path) for path in paths]))
         with STORES[store].build(embeddings, folder, **settings) as (kept, find):
             quality = measure(embeddings, find)
             content = {"about": asdict(embeddings.about), "store": store, **kept, "quality": quality._asdict()}
             write_whole(folder / "index.json", json.dumps(content, indent=2).encode())
     return quality
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to be filled under another name, which gets its own once all of it has reached the disk."""
-    part = path.with_name(f"{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
-    part.mkdir(parents=True)
-    try:
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        os.rename(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def measure(embeddings: Embeddings, find: Find, k: int = 10, sample: int = 1000) -> Quality:
