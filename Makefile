@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## Set up .venv with what pyproject.toml and constraints.txt say
 
-train: $(READY)  ## Train and test: the digits experiment, or what ARGS="key=value ..." says
+train: $(READY)  ## Fine-tune on the emoji and test on unseen ones, or what ARGS="key=value ..." says
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)  ## Run the test suite; ARGS is handed to pytest
@@ -35,7 +35,7 @@ format: $(READY)  ## Put the code into the project's style
 
 figure4: $(READY)  ## Fig. 4 of the paper: four losses, one plane each; ARGS="seed=0 data=mnist ..." changes the sweep
 	dir=outputs/figure4/$$(date +%Y-%m-%d_%H-%M-%S) && \
-	$(BIN)/python train.py -m method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
+	$(BIN)/python train.py -m experiment=digits method=cross_entropy,triplet,lifted,nra seed=0,1,2 hydra.sweep.dir=$$dir $(ARGS) && \
 	$(BIN)/python -m dml.report $$dir
 
 bench: $(READY)  ## Speed and memory beside peers, a table each; BENCH=losses ARGS="--sizes 8192" and the like

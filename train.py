@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from dml.app.choices import refuse_settings_of_digits
+from dml.app.choices import refuse_settings_of_emoji
 from dml.app.command import run_command
 from dml.app.errors import as_user_error
 
@@ -11,7 +11,7 @@ from dml.app.errors import as_user_error
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Run the job; returns the validation metric, which sweepers maximise (never a test metric)."""
-    refuse_settings_of_digits(cfg)
+    refuse_settings_of_emoji(cfg)
     metrics = as_user_error(_run)(cfg)
     return metrics.get(cfg.protocol.monitor) if cfg.protocol.validate else None
 

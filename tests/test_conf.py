@@ -262,7 +262,7 @@ def test_benchmarks_are_held_to_their_official_counts(choice):
 
 @pytest.mark.parametrize("choice", choices("model"))
 def test_model_is_a_backbone_with_its_input_size(choice):
-    # `experiment=digits` chooses a model; the choice on the command line wins.
+    # The experiment chooses a model; the choice on the command line wins.
     cfg = composed("train", f"model={choice}")
     assert cfg.backbone.name.removeprefix("tf_") == choice
     assert (cfg.embedder.dim, cfg.transform.size) == {
@@ -323,10 +323,10 @@ def test_experiment_says_what_it_is(experiment):
 def test_the_command_line_wins():
     cfg = composed("train", "method=triplet", "loss=contrastive", "loss.margin=0.3")
     assert cfg.loss._target_.endswith("ContrastiveLoss") and cfg.loss.margin == 0.3
-    cfg = composed("train", "experiment=digits", "optimizer.lr=0.25", "sampler.samples_per_class=3", "optimizer=sgd")
+    cfg = composed("train", "optimizer.lr=0.25", "sampler.samples_per_class=3", "optimizer=sgd")
     assert cfg.optimizer.lr == 0.25 and cfg.sampler.samples_per_class == 3
     assert cfg.optimizer._target_ == "torch.optim.SGD"
-    cfg = composed("train", "experiment=digits", "method=npair", "sampler=groups", "scheduler=none", "loss.l2_weight=0")
+    cfg = composed("train", "method=npair", "sampler=groups", "scheduler=none", "loss.l2_weight=0")
     assert cfg.sampler.samples_per_class == 5 and cfg.scheduler == {} and cfg.loss.l2_weight == 0
     cfg = composed("train", "protocol=paper", "trainer.max_steps=7", "embedder.dim=64", "backbone=convnet4")
     assert cfg.protocol.validate is False and cfg.trainer.max_steps == 7

@@ -7,28 +7,28 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
 _EXPERIMENTS = Path(__file__).resolve().parents[2] / "conf" / "experiment"
-_DIGITS = ("digits", "mnist")  # what the settings of experiment=digits are for
 _DECIDE = ("experiment", "model", "backbone", "embedder", "transform")
 
 
-def refuse_settings_of_digits(cfg: DictConfig) -> None:
-    """Refuse images of another kind with the network of the digits, unless the command says anything of the network.
+def refuse_settings_of_emoji(cfg: DictConfig) -> None:
+    """Refuse other images with the settings of the emoji, the default, unless the command says anything of the network.
 
     Raises:
         CompactHydraException: one line with the command that was meant.
     """
     package, _, rest = str(cfg.data.get("_target_")).partition("dml.data.")
     module = rest.split(".")[0]
-    if package or not rest or module in _DIGITS or HydraConfig.get().runtime.choices.get("experiment") != "digits":
+    choices, told = HydraConfig.get().runtime.choices, HydraConfig.get().overrides.task
+    if package or not rest or choices["data"] == "emoji" or choices.get("experiment") != "emoji":
         return
-    told = HydraConfig.get().overrides.task
     if any(override.lstrip("+~").startswith(_DECIDE) for override in told):
         return
-    choice = HydraConfig.get().runtime.choices["data"]
+    choice = choices["data"]
     with_own = (_EXPERIMENTS / f"{module}.yaml").is_file() and choice == module
     data = [override for override in told if override.startswith("data.")]
-    meant = [f"experiment={module}"] if with_own else ["experiment=folder", f"data={choice}"]
+    other = "digits" if module == "mnist" else "folder"
+    meant = [f"experiment={module}"] if with_own else [f"experiment={other}", f"data={choice}"]
     raise CompactHydraException(
-        f"data={choice} without an experiment would train the network of the digits: 28 x 28 pixels into 2 dimensions. "
-        f"Give python train.py {' '.join(meant + data)}, or experiment=digits if that is what you want"
+        f"data={choice} without an experiment would train with the settings of the emoji: pictures of 96 x 96 pixels. "
+        f"Give python train.py {' '.join(meant + data)}, or experiment=emoji if that is what you want"
     )

@@ -138,7 +138,8 @@ def said(error: HydraException) -> str:
     found = re.match(r"Could not override '([^']*)'", str(error))
     if found and isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         return _no_such_key(found[1], str(cause.key), cause.parent_node, str(error))
-    if twice := re.match(r"(\S+) appears more than once in the final defaults list", str(error)):
+    several = r"(?:Multiple values for )?(\S+?)(?:\. To override a value| appears more than once in the final defaults)"
+    if twice := re.match(several, str(error)):
         return f"{twice[1]} is in the config already: {twice[1]}=CHOICE, without a plus, chooses another"
     lines = [line.strip() for line in str(error).split("\nConfig search path")[0].splitlines()]
     text = " ".join(line for line in lines if line and "hydra.cc" not in line)

@@ -36,6 +36,7 @@ from dml.app.trainer import build_loggers, build_trainer
 from dml.data.trained_on import TrainedOn, of_test_part
 from dml.engine.callbacks import BestCheckpoint
 from dml.engine.pruning import PrunedError
+from dml.engine.run_log import RunLog
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.printable import printable
@@ -191,11 +192,12 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     steps = trainer.global_step
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
+    before = next((c.before for c in trainer.callbacks if isinstance(c, RunLog)), None)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         row = row_of(built, steps, chosen, code)
-        _write(folder / "metrics.json", metrics, row)  # first: the run is finished
+        _write(folder / "metrics.json", metrics, row, before=before)  # first: the run is finished
         save_pictures(trainer, built, metrics, row, folder)
-        _print_table(metrics, folder)
+        _print_table(metrics, folder, before)
     return metrics
 
 
@@ -211,9 +213,9 @@ def _give_up(
     return metrics
 
 
-def _write(file: Path, metrics: dict[str, float], row: dict[str, Any]) -> None:
+def _write(file: Path, metrics: dict[str, float], row: dict[str, Any], **more: Any) -> None:
     # The file is the sign of a finished run, so it appears whole or not at all.
-    content = {"metrics": metrics, "row": row}
+    content = {"metrics": metrics, **more, "row": row}
     # A config of YAML can hold a value that JSON cannot (bytes): not to be the end of a result.
     write_whole(file, (json.dumps(content, indent=2, default=str) + "\n").encode())
 
@@ -280,11 +282,16 @@ def _leak(built: Built, checkpoint: dict[str, Any], trained_on: TrainedOn | None
     return leak
 
 
-def _print_table(metrics: dict[str, float], folder: Path) -> None:
+def _print_table(metrics: dict[str, float], folder: Path, before: dict[str, float] | None = None) -> None:
+    """The metrics, and beside those of the validation part what they were before the first step."""
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
+    known = before is not None and any(name in before for name in metrics)
+    if known:
+        table.add_column("before training", justify="right")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:.4f}")
+        then = [f"{before[name]:.4f}" if before and name in before else ""] if known else []
+        table.add_row(name, f"{value:.4f}", *then)
     Console().print(table)
     print(f"Files: {folder}")

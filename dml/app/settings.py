@@ -126,7 +126,7 @@ _TRAINER = {
     "overfit_batches": Literal[0],  # takes the training images for validation
     "fast_dev_run": Literal[False],  # writes no checkpoint; trainer.max_steps=1 does the rest
     "log_every_n_steps": Count,
-    "num_sanity_val_steps": Annotated[int, Ge(-1)],
+    "num_sanity_val_steps": Literal[-1, 0],  # all or nothing: retrieval in a few batches says nothing
     "accumulate_grad_batches": Count,
     "gradient_clip_val": Amount | None,
     "gradient_clip_algorithm": Literal["norm", "value"] | None,

@@ -31,17 +31,30 @@ class RunLog(pl.Callback):
     def __init__(self, monitor: str | None) -> None:
         self._monitor = monitor
         self._best: tuple[float, int] | None = None  # value, step
+        self.before: dict[str, float] | None = None  # what a validation before the first step found, if there was one
         self._images = 0
         self._line_clock, self._logged_clock = _Clock(), _Clock()
         self._began = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
-        return {"best": self._best}
+        """The best so far, and what was before it."""
+        return {"best": self._best, "before": self.before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the best of before."""
         self._best = state_dict["best"] and tuple(state_dict["best"])
+        self.before = state_dict.get("before")  # older runs have none
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell what the whole validation part says of the weights that the run begins with, and give it to the loggers.
+
+        Lightning calls this its sanity check, logs nothing of it, and leaves it out where a run goes on.
+        """
+        self.before = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(self.before, step=0)
+        if self._monitor in self.before:
+            self._say(f"step 0: {self._monitor} {self.before[self._monitor]:.4f}, before training")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell how long the run is."""
@@ -91,6 +104,13 @@ class RunLog(pl.Callback):
         took = timedelta(seconds=round(time.monotonic() - self._began))
         best = f"; best {self._monitor} {self._best[0]:.4f} at step {self._best[1]}" if self._best is not None else ""
         self._say(f"ended at step {trainer.global_step} after {took}: {_why(trainer)}{best}")
+        before = (self.before or {}).get(str(self._monitor))
+        if before is not None and self._best is not None and self._best[0] < before:
+            rank_zero_only(log.warning)(
+                f"{self._monitor} was {before:.4f} before the first step and is {self._best[0]:.4f} at its best: training "
+                "has made it worse. Try a lower optimizer.lr, a head that learns first or alone (optimizer.groups, "
+                "embedder.freeze=backbone), or another loss: docs/training.md"
+            )
 
     def _line(self, trainer: pl.Trainer, found: list[str]) -> str:
         told = [*found, f"learning rate {_rate(trainer):.3g}"]

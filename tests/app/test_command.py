@@ -59,7 +59,7 @@ def test_flags_keep_their_values(monkeypatch):
         ("loss.alhpa=2", "loss.alhpa is no key: there is alpha"),
         ("los.alpha=2", "los is no key: there is loss"),
         ("metod=nra", "metod is no key: there is method"),
-        ("data.root=x", "data.root is no key: there is"),  # data=digits has none
+        ("data.root=x", "data.root is no key: there is"),  # data=emoji has none
         ("optimizer.lr.x=1", "optimizer.lr.x is no key: there is none"),
         ("logger=null", "logger=null is no choice: there is csv, "),
         ("scheduler=false", "scheduler=false is no choice: there is none, "),
@@ -67,6 +67,7 @@ def test_flags_keep_their_values(monkeypatch):
         ("experiment=digit", "experiment=digit is no choice: there is digits"),
         ("hydra/launcher=worker -m", "hydra/launcher=worker is no choice: there is workers"),
         ("+experiment=digits", "experiment is in the config already"),
+        ("+experiment=emoji", "experiment is in the config already"),
         (
             "trainer.gradient_clip_val=1",
             "trainer.gradient_clip_val is not in the config yet: add it with a plus, +trainer",

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from dml.app.one_batch import batches_of_an_epoch
 from dml.samplers.groups import GroupSampler
-from tests.app.conftest import QUIET, ROOT, train
+from tests.app.conftest import DIGITS, QUIET, ROOT, train
 
 PARTS = '''
 import numpy as np
@@ -138,7 +138,7 @@ def run(project, *command, cwd=ROOT):
 def test_parts_outside_of_the_repository_train_and_are_evaluated(project, tmp_path):
     chosen = ("data=stripes", "loss=margin", "sampler=shuffled", "backbone=grid", "trainer.max_steps=4", "logger=none")
     trained = tmp_path / "run"
-    run(project, "train.py", "--config-dir", project / "conf", *QUIET, *chosen, f"hydra.run.dir={trained}")
+    run(project, "train.py", "--config-dir", project / "conf", *QUIET, DIGITS, *chosen, f"hydra.run.dir={trained}")
     found = json.loads((trained / "metrics.json").read_text())
     assert found["row"]["data"] == "stripes" and found["row"]["backbone"] == "mine.parts.Grid"
     best = trained / "checkpoints" / "best.ckpt"

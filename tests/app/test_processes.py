@@ -12,9 +12,9 @@ import pytest
 import torch
 from wandb.proto.wandb_internal_pb2 import Record
 
-from tests.app.conftest import QUIET, ROOT
+from tests.app.conftest import DIGITS, QUIET, ROOT
 
-SHORT = (*QUIET, "logger=none")
+SHORT = (*QUIET, DIGITS, "logger=none")
 SECRET = "local-" + 34 * "5e"  # in the environment of every process that is started here
 
 
@@ -78,7 +78,7 @@ def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     steps = ("trainer.max_steps=4", "trainer.val_check_interval=2", "trainer.log_every_n_steps=1")
     code, _, err = end(
-        start("train.py", "-m", *QUIET, *steps, "logger=wandb", "method=nra,cross_entropy", f"hydra.sweep.dir={folder}")
+        start("train.py", "-m", *SHORT, *steps, "logger=wandb", "method=nra,cross_entropy", f"hydra.sweep.dir={folder}")
     )
     assert code == 0, err
     return folder

@@ -102,14 +102,13 @@ def make_trainer(folder: Any, steps: int, *callbacks: pl.Callback, **given: Any)
         accelerator="cpu",
         devices=1,
         max_steps=steps,
-        num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
         default_root_dir=str(folder),
         callbacks=list(callbacks),
         **{
             **{"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interval": 2},
-            **{"logger": False, "enable_progress_bar": False, **given},
+            **{"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **given},
         },
     )
 

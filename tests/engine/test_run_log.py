@@ -6,6 +6,7 @@ import logging
 import sys
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import CSVLogger
 from rich.file_proxy import FileProxy
@@ -100,3 +101,31 @@ def test_at_a_terminal_what_is_logged_goes_above_the_bar(tmp_path, monkeypatch):
     assert streams and all(isinstance(stream, FileProxy) for stream in streams)
     assert handler.stream is screen  # as before
     assert "step 2: val/recall@1" in screen.getvalue()
+
+
+def test_the_score_before_the_first_step_is_kept_and_a_run_that_fell_below_it_says_so(tmp_path, caplog):
+    logger = CSVLogger(tmp_path, name="", version="")
+    plain = run(tmp_path / "plain", 4, scores=(0.25, 0.75))
+    assert plain.callbacks[0].before is None
+    caplog.clear()
+    trainer = run(tmp_path, 4, scores=(0.8, 0.25, 0.75), num_sanity_val_steps=-1, logger=logger)
+    assert lines(caplog)[0] == "step 0: val/recall@1 0.8000, before training"
+    worse = lines(caplog)[-1]
+    assert worse.startswith(
+        "val/recall@1 was 0.8000 before the first step and is 0.7500 at its best: training has made"
+    )
+    assert trainer.callbacks[0].before == pytest.approx({"val/recall@1": 0.8})
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [(row["step"], row["val/recall@1"][:4]) for row in csv.DictReader(file) if row["val/recall@1"]] == [
+            ("0", "0.80"),
+            ("1", "0.25"),
+            ("3", "0.75"),
+        ]
+    # It changes no weight, and a run that goes on keeps it without looking again.
+    weights = [learner.lightning_module.state_dict() for learner in (plain, trainer)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    caplog.clear()
+    on = run(tmp_path / "on", 6, scores=(0.9,), num_sanity_val_steps=-1, ckpt_path=str(tmp_path / "last.ckpt"))
+    assert on.callbacks[0].before == trainer.callbacks[0].before
+    assert not any("before training" in line or "made it worse" in line for line in lines(caplog))
