@@ -14,7 +14,7 @@ from dml.data.trained_on import TrainedOn, of_test_part
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
 _PLACE = frozenset({"root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"})
 # Of the groups backbone and embedder, what the row has under a name of its own.
-_NAMED = frozenset({"name", "pretrained", "checkpoint_path", "dim", "freeze_bn", "normalize"})
+_NAMED = frozenset({"name", "pretrained", "checkpoint_path", "dim", "freeze_bn", "freeze", "normalize"})
 _OURS = {"backbone": "dml.models.backbones.create_backbone", "embedder": "dml.models.embedder.Embedder"}
 
 UNKNOWN = "unknown, as the checkpoint does not say what it was trained on"
@@ -94,6 +94,8 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "weights": weights or ("random" if "pretrained" in backbone else None),
         "dimension": embedder.get("dim") if tested is None else tested[0].shape[1],
         "freeze_bn": embedder.get("freeze_bn"),
+        # With its backbone a run does without augmentation (dml/app/frozen.py).
+        "frozen": embedder.get("freeze") and f"{embedder['freeze']}: features of the test transform",
         "normalize": {"training": embedder.get("normalize"), "test": config["evaluator"].get("normalize")},
         "network": _network(config),
         "transform": config["transform"],

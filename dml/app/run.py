@@ -25,6 +25,7 @@ from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_ev
 from dml.app.checks import check_config
 from dml.app.code import code_version
 from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
+from dml.app.frozen import read_features_if_frozen
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.network import check_network
 from dml.app.paths import expand_home
@@ -120,6 +121,7 @@ def _train(cfg: DictConfig, folder: Path, code: str, stop: StopSignals) -> dict[
             same_images(resumed, trained_on, moved)
     row_of(built, 0, None, code)  # what has no row should not be trained first
     _list_broken(built, folder)
+    read_features_if_frozen(cfg, built, trainer, resumed)
     wandb_run = None
     if resumed is not None:
         rank_zero_only(print)(f"Going on from {resumed}")

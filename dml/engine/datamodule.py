@@ -4,7 +4,7 @@ import hashlib
 import os
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,8 +41,10 @@ class _SeededBatches(Sampler[list[tuple[int, int]]]):
 def stack(items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
     """Items to a batch, the images in channels last: as they come from `decode`, so that rows are copied whole.
 
-    Stacked as [3, H, W], the same pixels take four times as long.
+    Stacked as [3, H, W], the same pixels take four times as long. Features [C] or [crops, C] are stacked as they are.
     """
+    if items[0][0].ndim < 3:
+        return default_collate(items)
     images, labels, indices = default_collate([(image.movedim(-3, -1), *rest) for image, *rest in items])
     return [images.movedim(-1, -3), labels, indices]
 
@@ -153,6 +155,27 @@ class RetrievalData(pl.LightningDataModule):
         """The data sets by name: training, validation, test, gallery; those that there are, each once."""
         parts = {"training": self._train, "test": self._test, "gallery": self._gallery, "validation": self._validation}
         return {name: part for name, part in parts.items() if part is not None}
+
+    def read_once(self, dataset: Any) -> DataLoader:
+        """A loader of a data set in order, outside of a run, which does not notice it."""
+        return DataLoader(
+            dataset,
+            batch_size=self._eval_batch_size,
+            collate_fn=stack,
+            num_workers=self._workers,
+            worker_init_fn=in_data_worker,
+            generator=torch.Generator(),
+        )
+
+    def read_features(self, parts: Mapping[str, Any]) -> None:
+        """Read data sets of features in the place of those of the same images.
+
+        Args:
+            parts: as `parts` has them.
+        """
+        self._train, self._test = parts["training"], parts["test"]
+        self._validation, self._gallery = parts.get("validation"), parts.get("gallery")
+        self._workers, self._reads_ahead = 0, False
 
     def start_epoch(self, epoch: int) -> None:
         """Have the sampler draw this epoch."""

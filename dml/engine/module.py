@@ -21,7 +21,8 @@ from dml.engine.parameters import hold_back, make_optimizer, scheduled
 from dml.engine.progress import StepProgressBar
 from dml.engine.rules import Rule
 
-Batch = tuple[Tensor, Tensor, Tensor]  # images [B, 3, H, W] or [B, crops, 3, H, W], labels [B], indices [B]
+# Images [B, 3, H, W] or [B, crops, 3, H, W], or features [B, C] or [B, crops, C] of them; labels [B], indices [B].
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class MetricLearner(pl.LightningModule):
@@ -126,8 +127,8 @@ class MetricLearner(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images -> embeddings [B, D] to search with; crops of one image are averaged."""
-        crops = images.shape[1] if images.ndim == 5 else 0
+        """Images or their features -> embeddings [B, D] to search with; crops of one image are averaged."""
+        crops = images.shape[1] if images.ndim in (3, 5) else 0
         embeddings = self._join(self.embedder(images.flatten(0, 1) if crops else images))
         return embeddings.unflatten(0, (-1, crops)).mean(dim=1) if crops else embeddings
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt
@@ -28,6 +28,7 @@ class Embedder(nn.Module):
             `head_hidden_size` (C) and `pretrained_cfg` (mean and std).
         dim: D of the embeddings.
         freeze_bn: keep every batch norm in evaluation mode and its affine weights fixed.
+        freeze: backbone: its weights stay as they are and it is always in evaluation mode; only the head learns.
         normalize: L2-normalise the embeddings; the paper does so in test only, which is the evaluator's doing.
         features: C, of a backbone that does not say; None: its `head_hidden_size`.
         mean, std: of the red, green and blue of the images in 0 .. 1, to scale them by; None: those of the backbone's
@@ -48,6 +49,7 @@ class Embedder(nn.Module):
         backbone: nn.Module,
         dim: Annotated[int, Gt(0)],
         freeze_bn: bool = False,
+        freeze: Literal["backbone"] | None = None,
         normalize: bool = False,
         features: Annotated[int, Gt(0)] | None = None,
         mean: tuple[float, float, float] | None = None,
@@ -64,6 +66,7 @@ class Embedder(nn.Module):
         self.dim = dim
         self.groups: tuple[int, ...] = (dim,)  # the widths of the columns that `forward` gives
         self.freeze_bn = freeze_bn
+        self.freeze = freeze
         self.normalize = normalize
         for key, given in (("mean", mean), ("std", std)):
             values = _color(backbone, key) if given is None else given
@@ -77,6 +80,8 @@ class Embedder(nn.Module):
         if self.freeze_bn:
             for norm in self._norms():
                 norm.requires_grad_(False)
+        if self.freeze is not None:
+            self.backbone.requires_grad_(False)
         # Channels last: convolutions take half the time on a CPU, and their tensor cores on a GPU.
         self.to(memory_format=torch.channels_last)
         self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step
@@ -104,21 +109,37 @@ class Embedder(nn.Module):
         return [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def train(self, mode: bool = True) -> "Embedder":
-        """Switch to training mode; frozen batch norms stay in evaluation mode."""
+        """Switch to training mode; what is frozen stays in evaluation mode."""
         super().train(mode)
         if self.freeze_bn:
             for norm in self._norms():
                 norm.eval()
+        if self.freeze is not None:
+            self.backbone.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> columns [B, sum(groups)]; here embeddings."""
+        """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> columns [B, sum(groups)]; here embeddings.
+
+        Or features [B, C], as `features(scaled(images))` gave them before.
+        """
+        return self.embedded(images) if images.ndim == 2 else self.columns(self.scaled(images))
+
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W], uint8 in 0 .. 255 or float in [0, 1] -> as the backbone takes them, in channels last."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        return self.columns(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
     def columns(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> embeddings [B, D]."""
-        features = self.backbone(x)
+        return self.embedded(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as the backbone takes them -> its features [B, C]."""
+        return self.backbone(x)
+
+    def embedded(self, features: Tensor) -> Tensor:
+        """Features [B, C] -> embeddings [B, D]."""
         with full_precision(features):
             embeddings = self.head(features.to(self.head.weight.dtype))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings
