@@ -99,7 +99,6 @@ def make_learner(**given: Any) -> MetricLearner:
 def make_trainer(folder: Any, steps: int, *callbacks: pl.Callback, **given: Any) -> pl.Trainer:
     """As conf/trainer/default.yaml, on the CPU."""
     return pl.Trainer(
-        accelerator="cpu",
         devices=1,
         max_steps=steps,
         use_distributed_sampler=False,
@@ -107,7 +106,7 @@ def make_trainer(folder: Any, steps: int, *callbacks: pl.Callback, **given: Any)
         default_root_dir=str(folder),
         callbacks=list(callbacks),
         **{
-            **{"max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interval": 2},
+            **{"accelerator": "cpu", "max_epochs": -1, "check_val_every_n_epoch": None, "val_check_interval": 2},
             **{"num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **given},
         },
     )

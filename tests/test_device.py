@@ -1,0 +1,151 @@
+"""All that computes on a GPU, on a device that refuses what CUDA refuses (dml/testing/pretended.py)."""
+
+import copy
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import SingleDeviceStrategy
+
+from dml.engine.callbacks import make_callbacks
+from dml.engine.stop import StopSignals
+from dml.losses.nra import NRALoss
+from dml.retrieval.evaluator import Evaluator
+from dml.testing.pretended import MixedDevicesError, pretended_device
+from tests.engine.conftest import make_data, make_learner, make_trainer
+from tests.losses import TIED, Batch
+from tests.losses.table import EVERY, build
+
+BATCHES = {"unequal": Batch((9, 5, 3, 3, 2, 1), 8), "grid": TIED["grid"], "blocks": Batch((6,) * 100, 32)}
+
+
+def value_and_gradients(loss, embeddings, labels):
+    x = embeddings.detach().clone().requires_grad_()
+    value = loss(x, labels)
+    value.backward()
+    return [value.detach(), x.grad, *(weight.grad for weight in loss.parameters())]
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_loss_is_the_same_as_on_the_cpu(name, batch):
+    embeddings, labels = BATCHES[batch].make(0)
+    embeddings = embeddings.float()
+    loss = build(name, BATCHES[batch].dim, len(BATCHES[batch].sizes))
+    other = copy.deepcopy(loss)
+    expected = value_and_gradients(loss, embeddings, labels)
+    with pretended_device() as gpu:
+        found = value_and_gradients(other.to(gpu.device), embeddings.to(gpu.device), labels.to(gpu.device))
+        assert {each.device for each in found} == {gpu.device}
+        found = [each.cpu() for each in found]
+    for each, there in zip(found, expected, strict=True):
+        torch.testing.assert_close(each, there, rtol=1e-4, atol=1e-5 * float(there.abs().max()) + 1e-7)
+
+
+def test_a_forgotten_device_is_found():
+    class Forgetful(NRALoss):
+        def forward(self, embeddings, labels):
+            return super().forward(embeddings, labels) * torch.ones(1) + torch.arange(len(labels)).sum()
+
+    embeddings, labels = BATCHES["unequal"].make(0)
+    Forgetful()(embeddings, labels)  # on a CPU nobody sees it
+    with pretended_device() as gpu, pytest.raises(MixedDevicesError, match="mul: a tensor"):
+        Forgetful()(embeddings.to(gpu.device), labels.to(gpu.device))
+
+
+def test_what_cuda_refuses_is_refused():
+    with pretended_device() as gpu:
+        x = torch.ones(3, device=gpu.device)
+        with pytest.raises(TypeError, match="numpy"):
+            x.numpy()
+        with pytest.raises(TypeError, match="numpy"):
+            np.asarray(x)
+        with pytest.raises(MixedDevicesError):
+            x[torch.tensor([[0, 1]])] + torch.zeros(2)
+        with pytest.raises(MixedDevicesError):
+            torch.cat([x, torch.ones(3)])
+        assert gpu.waits == []
+        assert (x * torch.tensor(2.0) + 1).tolist() == [3, 3, 3]  # one number of the CPU goes with all
+
+
+def test_what_makes_the_host_wait_is_counted():
+    with pretended_device() as gpu:
+        x = torch.arange(6, device=gpu.device)
+        mask = x > 2
+        picked = torch.where(mask, x, 0).index_select(0, torch.zeros(2, dtype=torch.int64, device=gpu.device))
+        assert gpu.waits == [] and picked.shape == (2,)
+        for act in (
+            lambda: float(x[0]),
+            lambda: bool(mask.any()),
+            lambda: x[mask],
+            lambda: mask.nonzero(),
+            lambda: x.unique(),
+            lambda: x.cpu(),
+            lambda: x.new_tensor([1, 2]),
+            lambda: x.masked_fill(mask, 0).tolist(),
+        ):
+            gpu.waits.clear()
+            act()
+            assert len(gpu.waits) == 1, gpu.waits
+
+
+@pytest.mark.parametrize("backend", ["ranks", "faiss"])
+@pytest.mark.parametrize("kind", ["plain", "gallery", "collapsed"])
+def test_the_evaluator_is_the_same_as_on_the_cpu(backend, kind):
+    rng = np.random.default_rng(0)
+    x, y = torch.from_numpy(rng.normal(size=(150, 6)).astype(np.float32)), torch.arange(150) // 5
+    if kind == "collapsed":
+        x[20:60], x[::7] = x[3], x[1]
+    gallery = {"gallery": x[:100], "gallery_labels": y[:100]} if kind == "gallery" else {}
+    evaluate = Evaluator(backend=backend)
+    expected = evaluate(x, y, **gallery)
+    with pretended_device() as gpu:
+        moved = {key: value.to(gpu.device) for key, value in gallery.items()}
+        assert evaluate(x.to(gpu.device), y.to(gpu.device), **moved) == expected
+
+
+class Accelerator(CPUAccelerator):
+    def setup_device(self, device):
+        pass
+
+
+def trainer_on(device, folder, steps, **given):
+    strategy = SingleDeviceStrategy(device, accelerator=Accelerator())
+    callbacks = make_callbacks(
+        folder=str(folder), monitor="val/recall@1", patience=None, minutes=60, stop=StopSignals()
+    )
+    return make_trainer(folder, steps, *callbacks, strategy=strategy, accelerator="auto", log_every_n_steps=2, **given)
+
+
+def learner():
+    torch.manual_seed(0)
+    return make_learner(
+        loss=NRALoss(),
+        evaluator=Evaluator(ks=(1,), metrics=("recall", "map")),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+        monitor="val/recall@1",
+    )
+
+
+def run(device, folder):
+    """Four steps with a validation after every second, then two more of a run that goes on, and the test."""
+    first = learner()
+    trainer_on(device, folder, 4).fit(first, make_data(gallery=True))
+    module, data = learner(), make_data(gallery=True)
+    trainer = trainer_on(device, folder, 6)
+    trainer.fit(module, data, ckpt_path=str(folder / "last.ckpt"), weights_only=True)
+    logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
+    trainer.test(module, data, verbose=False)
+    return {name: value.cpu() for name, value in module.state_dict().items()}, logged, module.test_metrics
+
+
+def test_a_training_is_the_same_as_on_the_cpu(tmp_path):
+    pl.seed_everything(0, verbose=False)
+    weights, logged, metrics = run(torch.device("cpu"), tmp_path / "cpu")
+    with pretended_device() as gpu:
+        found = run(gpu.device, tmp_path / "gpu")
+    torch.testing.assert_close(found[0], weights, rtol=1e-4, atol=1e-5)
+    assert found[1] == pytest.approx(logged, rel=1e-3, abs=1e-5) and "train/active_anchors" in logged
+    assert found[2] == pytest.approx(metrics, abs=1e-6)
