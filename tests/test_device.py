@@ -41,7 +41,7 @@ def test_a_loss_is_the_same_as_on_the_cpu(name, batch):
         assert {each.device for each in found} == {gpu.device}
         found = [each.cpu() for each in found]
     for each, there in zip(found, expected, strict=True):
-        torch.testing.assert_close(each, there, rtol=1e-4, atol=1e-5 * float(there.abs().max()) + 1e-7)
+        torch.testing.assert_close(each, there, rtol=1e-3, atol=5e-4 * float(there.abs().max()) + 1e-7)
 
 
 def test_a_forgotten_device_is_found():

@@ -27,9 +27,12 @@ _WAITING = frozenset(
 )
 _BY_INDEX = frozenset({"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"})
 _MOVING = frozenset({"_to_copy", "copy_", "copy", "_copy_from", "_copy_from_and_resize"})
+_SIZES = frozenset(
+    {"sym_size", "sym_stride", "sym_numel", "sym_storage_offset", "dim", "size", "stride", "numel", "storage_offset"}
+    | {"is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "sym_is_contiguous"}
+)
 # Functions that C++ carries out in a way that no device of Python's can follow.
 _LITERALS = ("tensor", "as_tensor")
-_RESIZING = ("arange", "linspace", "logspace", "randperm", "eye")  # an empty tensor, made larger
 
 
 class Device(NamedTuple):
@@ -52,9 +55,9 @@ def pretended_device() -> Iterator[Device]:
     """A device, for as long as the context lasts, in all threads. See `register`."""
     global _now
     register()
-    plain = {name: getattr(torch, name) for name in (*_LITERALS, *_RESIZING)}
+    plain = {name: getattr(torch, name) for name in _LITERALS}
     for name, make in plain.items():
-        setattr(torch, name, functools.partial(_literal if name in _LITERALS else _range, make))
+        setattr(torch, name, functools.partial(_literal, make))
     _now = Device(torch.device(NAME, 0), [])
     try:
         yield _now
@@ -78,6 +81,8 @@ class _Pretended(torch.Tensor):
             storage_offset=raw.storage_offset(),
             dtype=raw.dtype,
             device=torch.device(NAME, 0),
+            # C++ makes a range by making an empty tensor larger: that one is asked for its size each time.
+            dispatch_sizes_strides_policy="sizes" if raw.shape == (0,) else None,
         )
         made.raw = raw
         return made
@@ -113,6 +118,8 @@ class _Pretended(torch.Tensor):
 def _compute(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Do on the CPU what a device would do."""
     name = func._schema.name.removeprefix("aten::")
+    if name in _SIZES:
+        return func(args[0].raw, *args[1:])
     given = [each for each in pytree.tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
     ours = {id(each.raw): each for each in given if isinstance(each, _Pretended)}
     to = kwargs.get("device")
@@ -154,12 +161,6 @@ def _wait(what: str) -> None:
         frames = [f for f in traceback.extract_stack() if "/dml/" in f.filename and Path(f.filename) != Path(__file__)]
         where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}" if frames else "a library"
         _now.waits.append(f"{what}: {where}")
-
-
-def _range(make: Any, *given: Any, device: Any = None, **named: Any) -> Tensor:
-    if device is None or torch.device(device).type != NAME:
-        return make(*given, device=device, **named)
-    return _Pretended(make(*given, **named))
 
 
 def _literal(make: Any, data: Any, *, device: Any = None, **given: Any) -> Tensor:
