@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.types import LRSchedulerTypeTuple
@@ -68,10 +68,13 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             with nullcontext() if group == "optimizer" else torch.device("meta"):  # where sizes take no memory
                 node = without(config[group], Optimizing) if group == "optimizer" else config[group]
                 if group == "loss":
-                    fill_in_sizes(node := copy.deepcopy(node), (2,), 2)
+                    dim = None if "embedder" in broken else config["embedder"].get("dim")
+                    fill_in_sizes(node := copy.deepcopy(node), (dim or 2,), 2)
                 part = make({**node, "_partial_": True})(**given)
             if group == "loss":
                 loss = config["loss"]
+                if "sampler" not in broken:
+                    yield from _members(part, config["sampler"].get("samples_per_class"))
             elif group == "optimizer":
                 optimizer = part
                 yield from _stepped(optimizer, config[group])
@@ -98,6 +101,13 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
             return
     if not {"transform", "backbone", "embedder"} & broken:
         yield from network_problems(config, trained=begun, loss=loss, rules=optimizer is not None)
+
+
+def _members(loss: Any, n: int | None) -> Iterator[str]:
+    """Of a loss that, as it is set, needs more of a class in a batch than its class says."""
+    needed, of_all = (getattr(each, "min_samples_per_class", 1) for each in (loss, type(loss)))
+    if n is not None and of_all <= n < needed:
+        yield f"sampler.samples_per_class={n} is too few: {type(loss).__name__} with these settings needs {needed}"
 
 
 def _callbacks(config: dict[str, Any], names: list[str] | None) -> Iterator[str]:
@@ -195,6 +205,7 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
         problems.append(
             f"loss.num_classes={cfg.loss.num_classes} is less than the {counted(classes, 'training class')}"
         )
+    problems += _sized(cfg, classes)
     if classes < 2:
         problems.append("data: the training part has one class, so no anchor has a negative")
     if len(np.unique(source.train.labels)) == images:
@@ -214,6 +225,18 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     problems += _tested(cfg, source, validation)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _sized(cfg: DictConfig, classes: int) -> Iterator[str]:
+    """What a loss says to the number of classes, which it does not know before: weights that no machine could hold."""
+    node: Any = OmegaConf.to_container(cfg.loss, resolve=True)
+    if leaves_open(node, "num_classes") and not leaves_open(node, "groups"):
+        fill_in_sizes(node, (cfg.embedder.get("dim") or 2,), classes)
+        try:
+            with torch.device("meta"):
+                make({**node, "_partial_": True})()
+        except ValueError as error:
+            yield _first_line(error)
 
 
 def check_tested(cfg: DictConfig, source: Source) -> None:

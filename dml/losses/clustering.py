@@ -23,7 +23,7 @@ class ClusteringLoss(nn.Module):
     Args:
         gamma: weight of the NMI, 0 or greater; a sum of distances stands beside it, so it goes with the batch size.
         gamma_decay: factor of gamma after each decay_steps steps of training, > 0.
-        decay_steps: those of an epoch, in the recipes that are known; needed where gamma_decay is not 1.
+        decay_steps: > 0; those of an epoch, in the recipe that is known. None: after every step.
         pam_iterations: sweeps of PAM, 0 or greater.
 
     Raises:
@@ -43,10 +43,7 @@ class ClusteringLoss(nn.Module):
         super().__init__()
         require(gamma >= 0, "loss.gamma", gamma, "0 or greater")
         require(gamma_decay > 0, "loss.gamma_decay", gamma_decay, "greater than 0")
-        decays = gamma_decay != 1
-        wanted = "the steps after which loss.gamma_decay applies" if decays else "greater than 0, or null"
-        known = not decays if decay_steps is None else decay_steps > 0
-        require(known, "loss.decay_steps", "null" if decay_steps is None else decay_steps, wanted)
+        require(decay_steps is None or decay_steps > 0, "loss.decay_steps", decay_steps, "greater than 0, or null")
         require(pam_iterations >= 0, "loss.pam_iterations", pam_iterations, "0 or greater")
         self.gamma, self.gamma_decay = gamma, gamma_decay
         self.decay_steps, self.pam_iterations = decay_steps or 1, pam_iterations

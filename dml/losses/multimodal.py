@@ -59,19 +59,16 @@ class MultimodalLoss(nn.Module):
         require(num_modalities > 0, "loss.num_modalities", num_modalities, "greater than 0")
         require(proxies_per_class > 0, "loss.proxies_per_class", proxies_per_class, "greater than 0")
         require(gamma > 0, "loss.gamma", gamma, "greater than 0")
+        wanted = f"a multiple of loss.num_modalities={num_modalities}"
+        require(embedding_dim % num_modalities == 0, "loss.embedding_dim", embedding_dim, wanted)
         width = num_modalities * num_classes
-        if heads:
-            wanted = f"a multiple of loss.num_modalities={num_modalities}"
-            require(embedding_dim % num_modalities == 0, "loss.embedding_dim", embedding_dim, wanted)
-        else:
-            wanted = f"loss.num_modalities x loss.num_classes = {width}, as loss.heads=false"
-            require(embedding_dim == width, "loss.embedding_dim", embedding_dim, wanted)
         most = _MOST // (width * num_classes)
         wanted = f"at most {most} for {num_classes} classes and {num_modalities} modalities, of which proxies know all"
         if most == 0:
             wanted = f"0: {num_classes} classes are too many for proxies that know all of them"
         require(proxies_per_class <= most, "loss.proxies_per_class", proxies_per_class, wanted)
-        self.num_classes, self.gamma, self.embedding_dim = num_classes, gamma, embedding_dim
+        self.num_classes, self.num_modalities = num_classes, num_modalities
+        self.gamma, self.embedding_dim = gamma, embedding_dim
         count = num_classes * proxies_per_class
         bound = 1 / math.sqrt(count)
         self.proxies = nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
@@ -85,9 +82,14 @@ class MultimodalLoss(nn.Module):
         """Embeddings [m, d], labels [m] -> scalar.
 
         Raises:
-            ValueError: embeddings are not of embedding_dim, or a label is no class (looked at on a CPU only).
+            ValueError: embeddings are not of embedding_dim, or that is not M C where there are no heads, or a label is
+                no class (looked at on a CPU only).
         """
         require_fit(embeddings, labels, self.embedding_dim, self.num_classes)
+        width = self.num_modalities * self.num_classes
+        wanted = f"loss.num_modalities x loss.num_classes = {width}, as loss.heads=false"
+        fits = self.heads is not None or self.embedding_dim == width
+        require(fits, "loss.embedding_dim", self.embedding_dim, wanted)
         return F.cross_entropy(self.logits(embeddings), labels)
 
     def logits(self, embeddings: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from dml.app.checks import check_config
+from dml.app.build import build_source
+from dml.app.checks import check_config, check_data
 from dml.app.schema import describe, fits, parameters_of, shown
 from tests.app.conftest import composed, train
 from tests.test_conf import CONF, choices, resolved
@@ -257,13 +258,14 @@ def test_a_range_is_what_the_constructor_takes(data):
     if arguments.get("loss", 0) is None:
         arguments["loss"] = pydoc.locate("dml.losses.nra.NRALoss")()
     parameters, _ = parameters_of(call)
-    if "num_classes" in parameters:
-        arguments |= {"num_classes": 2, "embedding_dim": 2}
+    arguments |= {key: 2 for key in ("num_classes", "embedding_dim") if key in parameters}
     if "groups" in parameters:
         arguments["groups"] = [2, 2, 2] if "ratios" in parameters else [2, 2]
     ranged = {name: p.annotation for name, p in parameters.items()
               if getattr(p.annotation, "__origin__", None) in (int, float, Literal)}  # fmt: skip
     ranged.pop("test_fraction", None)  # near its bounds it leaves no image on a side
+    for key in ("num_modalities", "cutoff", "upper"):  # held against other keys too
+        ranged.pop(key, None)
     name = data.draw(st.sampled_from(sorted(ranged)))
     kind = ranged[name].__origin__
     value = data.draw(TYPED[str if kind is Literal else kind])
@@ -310,3 +312,25 @@ def test_types(hint, takes, refuses, text):
 )  # fmt: skip
 def test_values_are_shown_as_a_command_line_has_them(value, text):
     assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("method=group batch.samples_per_class=2", "sampler.samples_per_class=2 is too few: GroupLoss .* needs 3"),
+        ("method=group loss.anchors_per_class=9", "sampler.samples_per_class=5 is too few: GroupLoss .* needs 10"),
+        ("method=multimodal embedder.dim=5 loss.num_modalities=2", "loss.embedding_dim=5 is not possible: .* multiple"),
+        ("method=angular loss.alpha=89", "loss.alpha=89 is not possible: .* at most 65"),
+    ],
+)
+def test_settings_of_a_loss_that_do_not_go_together_are_told_before_the_data_is_read(overrides, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        check_config(composed("train", *overrides.split()))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_weights_that_no_machine_could_hold_are_told_with_the_number_of_classes():
+    cfg = composed("train", "method=multimodal", "loss.proxies_per_class=10000000")
+    check_config(cfg)
+    with pytest.raises(ValueError, match=r"loss\.proxies_per_class=10000000 is not .* at most .* classes"):
+        check_data(cfg, *build_source(cfg, validate=True))

@@ -69,7 +69,6 @@ def test_gamma_decays_with_the_steps_of_training_and_goes_on_where_it_was_saved(
         ("gamma", {"gamma": -1.0}),
         ("gamma_decay", {"gamma_decay": 0.0}),
         ("decay_steps", {"decay_steps": 0}),
-        ("decay_steps", {"gamma_decay": 0.9}),
         ("pam_iterations", {"pam_iterations": -1}),
     ],
 )

@@ -54,7 +54,6 @@ def test_its_weights():
         ("proxies_per_class", {"proxies_per_class": 0}),
         ("gamma", {"gamma": 0.0}),
         ("embedding_dim", {"embedding_dim": 511, "num_modalities": 2}),
-        ("embedding_dim", {"heads": False}),
         ("proxies_per_class", {"num_classes": 11318}),
         ("proxies_per_class", {"num_classes": 100_000}),
     ],
@@ -67,3 +66,9 @@ def test_what_is_not_possible_is_refused(key, given):
 def test_a_batch_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"loss\.num_classes=7 is not possible"):
         MultimodalLoss(embedding_dim=3, num_classes=CLASSES)(torch.randn(2, 3), torch.tensor([0, -1]))
+
+
+def test_embeddings_that_are_no_probabilities_are_refused():
+    loss = MultimodalLoss(embedding_dim=4, num_classes=CLASSES, heads=False)
+    with pytest.raises(ValueError, match=r"loss\.embedding_dim=4 is not .* = 7, as loss\.heads=false"):
+        loss(torch.rand(2, 4), torch.tensor([0, 1]))
