@@ -156,6 +156,36 @@ def _add_export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     return run
 
 
+def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    parser.add_argument("run", metavar="RUN", type=_path, help="folder of a finished run")
+    parser.add_argument("data", metavar="data.KEY=VALUE", nargs="*", help="where its images are: data.root=DIR")
+    parser.add_argument("--out", type=_path, default=Path("published"), help="folder; %(default)s")
+    parser.add_argument("--seeds", metavar="DIR", nargs="+", type=_path, default=[], help="the same with other seeds")
+    parser.add_argument("--name", metavar="OWNER/NAME", help="at the hub")
+    parser.add_argument("--license", help="of the weights, as mit or cc-by-nc-4.0; the card asks for one by default")
+    parser.add_argument("--push", action="store_true", help="bring it to the hub, if it is there already, as it is")
+    parser.add_argument("--private", action="store_true", help="with --push: for its owner only")
+    parser.add_argument("--trust", action="store_true", help=_TRUST)
+
+    def run(given: argparse.Namespace) -> None:
+        if given.push and not given.name:
+            raise ValueError("--push needs --name OWNER/NAME")
+        from dml.use.publish import Publication, publish, push
+        from dml.use.trained import load
+
+        if not (given.push and (given.out / "README.md").is_file()):
+            if not (given.run / "metrics.json").is_file():
+                raise ValueError(f"{given.run} is no folder of a finished run (it has no metrics.json)")
+            data = dict(_of_data(one) for one in given.data)
+            model = load(given.run, trust=given.trust)
+            publish(model, given.run, given.seeds, given.out, data, Publication(given.name, given.license))
+            print(f"Written: {given.out}; README.md is the model card, and retrieval.png shows images")
+        if given.push:
+            print(f"At the hub: {push(given.out, given.name, given.private)}")
+
+    return run
+
+
 def _of_data(setting: str) -> tuple[str, str]:
     key, equals, value = setting.partition("=")
     if not equals or not key.startswith("data."):
@@ -167,6 +197,7 @@ _COMMANDS = {
     "embed": ("embed images into a file of embeddings", _add_embed),
     "index": ("put embeddings into an index", _add_index),
     "export": ("write the model as files that need no dml, and compare them with it", _add_export),
+    "publish": ("write a folder for a model hub, with a model card", _add_publish),
     "search": ("find the nearest images of an index", _add_search),
 }
 

@@ -44,7 +44,7 @@ def export(model: Trained, formats: Sequence[str], out: Path, data: dict[str, An
         OSError: `out` is there, or cannot be written.
     """
     with whole_folder(out) as folder:
-        source = _source(model, data)
+        source = source_of(model, data)
         written = list(write_formats(model, formats, folder, lambda: _calibration(model, source.train)))
         report = compare(model, source, written)
         for file in report["files"]:
@@ -53,7 +53,12 @@ def export(model: Trained, formats: Sequence[str], out: Path, data: dict[str, An
     return report
 
 
-def _source(model: Trained, data: dict[str, Any]) -> Source:
+def source_of(model: Trained, data: dict[str, Any]) -> Source:
+    """What the run was trained and tested on, read again.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     config = {**model.config, "progress_bar": False, "data": {**model.config["data"], **data}}
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)

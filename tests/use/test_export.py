@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dml.retrieval.evaluator import Evaluator
-from dml.use.export import _source, compare
+from dml.use.export import compare, source_of
 from dml.use.formats import Written
 from dml.use.missing import optional
 from tests.use.conftest import refused, run
@@ -69,7 +69,7 @@ def test_the_report_says_what_each_file_is_worth(exported, model, pixels):
 
 
 def test_differences_are_counted_and_a_wrong_file_is_refused(model):
-    source = _source(model, {})
+    source = source_of(model, {})
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(22, 2, generator=rng)
 
