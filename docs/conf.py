@@ -10,6 +10,7 @@ from sphinx.application import Sphinx
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import command_reference  # noqa: E402
 import config_reference  # noqa: E402
 
 import dml  # noqa: E402, F401  (autodoc reads its docstrings)
@@ -73,3 +74,4 @@ def setup(app: Sphinx) -> None:
     """Formulas as MathML, which browsers draw without a script from a network; pages that repeat the code."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     config_reference.write(HERE / "reference" / "config")
+    command_reference.write(HERE / "reference" / "commands.md")
