@@ -18,6 +18,7 @@ from dml.app.checks import check_config
 from dml.app.make import make
 from dml.app.settings import Optimizing, without
 from dml.data.dataset import Source
+from dml.models.sizes import images_of
 from tests.app.conftest import composed, train, write_images
 from tests.data.test_transforms import in_test, in_training
 
@@ -36,6 +37,13 @@ def resolved(group, choice, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(f"{group}/{choice}", overrides=list(overrides))
     return OmegaConf.to_container(cfg, resolve=True)[group]
+
+
+def filled(group, choice):
+    """The node of one YAML in a run of GoogLeNet, whose keys that are null follow the backbone."""
+    cfg = composed("train", "model=googlenet", f"{group}={choice}", "backbone.pretrained=false")
+    check_config(cfg)
+    return OmegaConf.to_container(cfg[group], resolve=True)
 
 
 def test_every_group_is_tested_here():
@@ -108,11 +116,12 @@ NETWORK_OF = {"cascade": (*GOOGLENET, "embedder.tap_pool=null"), "attention": GO
 
 @pytest.mark.parametrize("choice", choices("backbone"))
 def test_backbone_and_embedder(choice):
-    backbone = make(resolved("backbone", choice, "backbone.pretrained=false"))
+    node = resolved("backbone", choice, "backbone.pretrained=false")
+    size = images_of(node["name"]).size
     for head in set(choices("embedder")) - set(NETWORK_OF):
-        embedder = make(resolved("embedder", head), backbone=backbone).eval()
-        with torch.no_grad():
-            assert embedder(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape == (1, 512)
+        with torch.device("meta"):
+            embedder = make(resolved("embedder", head), backbone=make(node)).eval()
+            assert embedder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape == (1, 512)
 
 
 @pytest.mark.parametrize("head", NETWORK_OF)
@@ -156,7 +165,7 @@ def test_scheduler(choice, steps):
 
 @pytest.mark.parametrize("choice", choices("transform"))
 def test_transform(choice):
-    node = resolved("transform", choice)
+    node = filled("transform", choice)
     transforms = make(node)
     image = Image.new("RGB", (300, 200), (9, 9, 9))
     for transform in (in_training(transforms), in_test(transforms)):
@@ -175,7 +184,8 @@ def test_the_papers_transform():
     def crops(transform):
         return transform(image).movedim(-3, -1).numpy()
 
-    node = resolved("transform", "paper")
+    node = filled("transform", "paper")
+    assert (node["size"], node["resize"], node["interpolation"]) == (224, 256, "bilinear")
     assert np.array_equal(crops(in_test(make(node))), padded[:, 16:240])
     left, right, centre = padded[:, :224], padded[:, 32:], padded[:, 16:240]
     five = [left, right, left, right, centre]  # the upper corners are the lower ones
@@ -262,15 +272,18 @@ def test_benchmarks_are_held_to_their_official_counts(choice):
 
 @pytest.mark.parametrize("choice", choices("model"))
 def test_model_is_a_backbone_with_its_input_size(choice):
-    # The experiment chooses a model; the choice on the command line wins.
-    cfg = composed("train", f"model={choice}")
-    assert cfg.backbone.name.removeprefix("tf_") == choice
+    node = resolved("backbone", choice, "backbone.pretrained=false")
+    size = images_of(node["name"]).size
+    for head in set(choices("embedder")) - set(NETWORK_OF):
+        with torch.device("meta"):
+            embedder = make(resolved("embedder", head), backbone=make(node)).eval()
+            assert embedder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape == (1, 512)
     assert (cfg.embedder.dim, cfg.transform.size) == {
         "convnet": (2, 28),
         "convnet4": (64, 28),
+        "dinov3_s": (512, 256),
         "efficientnet_lite0": (128, 96),
-        "googlenet": (512, 224),
-    }[choice]
+    }.get(choice, (512, 224))
 
 
 LOSS_OF = {"proxy_nca_pp": "proxy_nca", "abier": "bier", "abe": "per_group"}  # other settings, or another network

@@ -6,6 +6,7 @@ while torch is not loaded.
 
 import copy
 import inspect
+import logging
 import pydoc
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,14 +19,16 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import LRSchedulerTypeTuple
 
+from dml.app.follow import follow_backbone
 from dml.app.keys import measured, wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
 from dml.app.one_batch import batches_of_an_epoch
-from dml.app.schema import fits, shown
-from dml.app.settings import Optimizing, Training, loggers_of, without
+from dml.app.schema import fits, resolved, shown
+from dml.app.settings import IMAGES, Optimizing, Training, loggers_of, without
 from dml.app.sizes import fill_in_sizes, leaves_open
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
@@ -33,12 +36,14 @@ from dml.models.backbones import check_backbone, create_backbone
 from dml.printable import printable
 from dml.words import counted
 
+_log = logging.getLogger(__name__)
+
 
 def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = False) -> None:
     """Refuse keys that do not exist, values of a wrong type or out of range, and groups that do not go together.
 
     Args:
-        cfg: composed config.
+        cfg: composed config; keys that are null because the backbone says them are filled in, and told.
         schema: what it is to be.
         begun: the weights come from a checkpoint, whatever the backbone's keys say.
 
@@ -47,9 +52,25 @@ def check_config(cfg: DictConfig, schema: type = Training, *, begun: bool = Fals
     """
     config, broken, said = wrong_keys(cfg, schema, pydoc.locate)
     if issubclass(schema, Training):
+        if not {"transform", "backbone"} & broken:
+            config = _followed(cfg, {group: node for group, node in config.items() if group not in broken}) or config
         said += _tried(config, broken, begun)
     if said:
         raise ValueError("\n".join(map(printable, said)))
+
+
+def _followed(cfg: DictConfig, sound: dict[str, Any]) -> dict[str, Any] | None:
+    """The config with what the backbone says; None: it says nothing, or is no network that is known: told later."""
+    backbone = sound["backbone"]
+    if pydoc.locate(backbone["_target_"]) is create_backbone:
+        try:
+            check_backbone(backbone["name"], pretrained=False, checkpoint_path=None)
+        except ValueError:
+            return None
+    if not (line := follow_backbone(cfg, sound)):
+        return None
+    rank_zero_only(_log.info)(line)
+    return resolved(cfg)[0]
 
 
 def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[str]:
@@ -58,6 +79,8 @@ def _tried(config: dict[str, Any], broken: set[str], begun: bool) -> Iterator[st
     for group in ("transform", "evaluator", "loss", "optimizer", "scheduler"):
         if group in broken or not config[group] or (group == "scheduler" and optimizer is None):
             continue
+        if group == "transform" and any(config[group].get(key, "") is None for key in IMAGES):
+            continue  # the backbone, which would say them, is wrong itself
         given: dict[str, Any] = {}
         if group == "loss" and leaves_open(config["loss"], "groups"):
             loss = config["loss"]  # the network knows

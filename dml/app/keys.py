@@ -95,6 +95,13 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
     crops = sound("embedder.freeze", "transform.ten_crop") and config["transform"].get("ten_crop")
     if crops and config["embedder"].get("freeze"):
         yield "transform.ten_crop=true gives an image ten features, and embedder.freeze=backbone trains on one"
+    if sound("backbone.global_pool", "embedder.pool"):
+        ways = {key: config[group].get(key) for group, key in (("backbone", "global_pool"), ("embedder", "pool"))}
+        if None not in ways.values():
+            yield (
+                f"backbone.global_pool={shown(ways['global_pool'])} has no effect, as embedder.pool="
+                f"{shown(ways['pool'])} says how features are pooled: leave it out"
+            )
     protocol = config.get("protocol", {})
     known = sound("protocol.validate", "protocol.watch_test", "protocol.monitor", "evaluator.ks", "evaluator.metrics")
     if known and protocol["validate"] and (names := measured(config)) is not None and protocol["monitor"] not in names:

@@ -1,6 +1,7 @@
 """One image through transform, backbone and embedder, before data or cache is touched."""
 
 import copy
+import pydoc
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
@@ -13,15 +14,14 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from dml.app.follow import NO_WEIGHTS, timms_options
 from dml.app.make import make
 from dml.app.sizes import fill_in_sizes, group_problems, groups_of
 from dml.engine.parameters import check_rules
 from dml.engine.rules import Rule
-from dml.models.backbones import layer_scales
+from dml.models.backbones import create_backbone, layer_scales
+from dml.models.sizes import patch_of, sizes_near
 from dml.models.weights import first_line
-
-# Keys by which parts fetch weights or read them: here only sizes matter, and a backbone's own file, which is compared.
-_FETCHES = {"pretrained": False, "weights": None}
 
 
 def check_network(cfg: DictConfig) -> None:
@@ -84,21 +84,30 @@ def _problems(
     config: Mapping[str, Any], images: Tensor, trained: bool, loss: Mapping[str, Any] | None, rules: bool
 ) -> Iterator[str]:
     """Of the network as it is made now."""
-    no_file = {"checkpoint_path": None} if trained or config["embedder"].get("checkpoint_path") else {}
     node = config["backbone"]
+    # Here only sizes matter, and a backbone's own file, which is compared.
+    keeps_file = not (trained or config["embedder"].get("checkpoint_path"))
+    no_weights = {key: value for key, value in NO_WEIGHTS.items() if not (keeps_file and key == "checkpoint_path")}
     try:
-        backbone = make(node, **{key: value for key, value in (_FETCHES | no_file).items() if key in node})
+        backbone = make(node, **{key: value for key, value in no_weights.items() if key in node})
         if not isinstance(backbone, nn.Module):
             raise ValueError(f"it must be a torch.nn.Module, not a {type(backbone).__name__}")
         images = torch.empty_like(images, device="meta") if _is_meta(backbone) else images
     except Exception as error:
         yield _said("backbone", error)
         return
+    if not trained and any(side % patch_of(backbone) for side in images.shape[-2:]):
+        yield (
+            f"transform.size={images.shape[-1]} does not fit the backbone's patches of {patch_of(backbone)} pixels"
+            f"{_fitting(node, images, as_made=trained)}"
+        )
+        return
     try:
         features = backbone.eval()(images.float() / 255)
     except Exception as error:
         size = "x".join(map(str, images.shape[-2:]))
-        yield _said("backbone", error, f" with images of {size} pixels (transform.size)")
+        fitting = _fitting(node, images, as_made=trained)
+        yield _said("backbone", error, f" with images of {size} pixels (transform.size{fitting})")
         return
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(images):
         pooling = "; remove backbone.global_pool" if node.get("global_pool", "avg") == "" else ""
@@ -149,6 +158,15 @@ def _learner(
     yield from group_problems(node, loss, embedder)
     if optimizer is not None:
         yield from _rules(optimizer, backbone, nn.ModuleDict({"embedder": embedder, "loss": loss}))
+
+
+def _fitting(backbone: Mapping[str, Any], images: Tensor, *, as_made: bool) -> str:
+    """Which sizes near that of the images a backbone takes, in words."""
+    height, width = images.shape[-2:]
+    if height != width or pydoc.locate(backbone["_target_"]) is not create_backbone:
+        return ""
+    sizes = sizes_near(backbone["name"], height, timms_options(backbone), as_made=as_made)
+    return f"; {' or '.join(map(str, sizes))} would fit" if sizes else ""
 
 
 def _rules(optimizer: Mapping[str, Any], backbone: nn.Module, learner: nn.Module) -> Iterator[str]:

@@ -53,7 +53,8 @@ def _network(config: dict[str, Any]) -> dict[str, Any]:
     network = {}
     for group, ours in _OURS.items():
         own = config[group].get("_target_") != ours
-        named = set() if own else {*_NAMED, "_target_", *(k for k, value in config[group].items() if value is None)}
+        plain = {key for key, value in config[group].items() if value is None or (key, value) == ("head", "linear")}
+        named = set() if own else {*_NAMED, *plain, "_target_"}
         network[group] = {key: value for key, value in config[group].items() if key not in named}
     return {group: rest for group, rest in network.items() if rest}
 

@@ -25,12 +25,14 @@ from dml.app.checkpoint import GROUPS, data_to_test, read_checkpoint, read_to_ev
 from dml.app.checks import check_config
 from dml.app.code import code_version
 from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
+from dml.app.follow import follow_backbone
 from dml.app.frozen import read_features_if_frozen
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
 from dml.app.row import method_of, row_of, row_of_evaluation
+from dml.app.schema import resolved
 from dml.app.search import validated_in
 from dml.app.settings import Evaluation, Model
 from dml.app.trainer import build_loggers, build_trainer
@@ -244,6 +246,9 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     check_config(trained, Model)
     for group in (*GROUPS, "trainer", "progress_bar"):
         trained[group] = cfg[group]
+    plain = resolved(trained)[0]
+    if line := follow_backbone(trained, plain, trained=True):
+        log.info(line)
     check_network(trained)  # of images of the size that is wanted now
     trainer = build_trainer(trained, folder)
     told = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}

@@ -133,6 +133,8 @@ _TRAINER = {
 }
 # null: filled in by dml.app.build, in a loss and in those that it wraps.
 LATER = ("num_classes", "embedding_dim", "groups")
+# null: by dml.app.follow.
+IMAGES = ("size", "resize", "interpolation")
 
 
 @dataclass
@@ -140,7 +142,7 @@ class Evaluated:
     """What training and evaluation both take from the command line."""
 
     data: Annotated[dict, Part(beside=Splitting)]
-    transform: Annotated[dict, Part()]
+    transform: Annotated[dict, Part(later=IMAGES)]
     loader: Loader
     evaluator: Annotated[dict, Part(needs=("ks", "metrics", "normalize"))]
     trainer: Annotated[

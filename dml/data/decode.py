@@ -10,6 +10,7 @@ nothing of their white, and 16-bit files whose largest value fits in 14 bits are
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Size = Callable[[int, int], tuple[int, int]]  # (width, height) of an image -> those it is brought to
 
 
@@ -34,17 +36,24 @@ class Decode:
         side: larger, shorter, or both (squash to a square).
         fill: gray value that transparent pixels are put on.
         white: value that becomes 255, of images with more than 8 bits; None: what the kind of file says.
+        interpolation: how it is resized.
     """
 
     resize: int | None = None
     side: str = "larger"
     fill: int = 0
     white: float | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, image: Path | np.ndarray, box: Box | None = None) -> Tensor:
         """The pixels of an image; errors are those of load_image."""
         loaded = load_image(
-            image, box, None if self.resize is None else self._resized, fill=self.fill, white=self.white
+            image,
+            box,
+            None if self.resize is None else self._resized,
+            fill=self.fill,
+            white=self.white,
+            interpolation=self.interpolation,
         )
         return torch.from_numpy(np.array(loaded)).movedim(2, 0)
 
@@ -64,6 +73,7 @@ def load_image(
     *,
     fill: int = 0,
     white: float | None = None,
+    interpolation: Interpolation = "bilinear",
 ) -> Image.Image:
     """Decode an image to RGB, turned upright by its EXIF orientation; of several frames or pages the first.
 
@@ -74,9 +84,10 @@ def load_image(
     Args:
         image: a file, or pixels [h, w], [h, w, 3] or [h, w, 4] (the last is how opaque they are).
         box: what to cut it to, once upright.
-        resized: the size that an image of a given size is brought to (bilinear, with antialiasing).
+        resized: the size that an image of a given size is brought to.
         fill: gray value that transparent pixels are put on: what lies under them is often garbage.
         white: value that becomes 255, of more than 8 bits (see above); None: what the kind of file says.
+        interpolation: how it is brought to that size, with antialiasing.
 
     Raises:
         ValueError: the image cannot be read, or which of its values is white cannot be known; names its path.
@@ -108,7 +119,7 @@ def load_image(
     if box is not None:
         upright = upright.crop(box)
         size = upright.size
-    return upright if resized is None else upright.resize(resized(*size), Image.Resampling.BILINEAR)
+    return upright if resized is None else upright.resize(resized(*size), Image.Resampling[interpolation.upper()])
 
 
 def _on_ground(image: Image.Image, fill: int) -> Image.Image:

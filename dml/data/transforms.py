@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from dml.data.decode import Decode
+from dml.data.decode import Decode, Interpolation
 
 Pixels = Annotated[int, Ge(1)]
 Side = Literal["larger", "shorter", "both"]
@@ -32,6 +32,7 @@ class Transforms:
         resize: to how many pixels the side that `resize_side` names is brought first.
         resize_side: larger (the paper: "resized to 256 pixels at their larger dimension"), shorter (usual
             elsewhere), or both (squash to a square).
+        interpolation: how images are resized.
         train_crop: random (the paper), random_resized (8 % to 100 % of the area, without resizing before; usual
             elsewhere), or center.
         flip: mirror horizontally with probability 1/2 in training.
@@ -58,6 +59,7 @@ class Transforms:
         size: Pixels,
         resize: Pixels,
         resize_side: Side = "larger",
+        interpolation: Interpolation = "bilinear",
         train_crop: Crop = "random",
         flip: bool = True,
         degrees: Annotated[float, Interval(ge=0, le=180)] = 0.0,
@@ -71,6 +73,7 @@ class Transforms:
     ) -> None:
         for key, value, choices in (
             ("resize_side", resize_side, get_args(Side)),
+            ("interpolation", interpolation, get_args(Interpolation)),
             ("train_crop", train_crop, get_args(Crop)),
         ):
             if value not in choices:
@@ -87,10 +90,10 @@ class Transforms:
             raise ValueError(f"transform.white={white} is not possible: it must be greater than 0, or null")
         self.size, self.fill, self.train_crop, self.flip = size, fill, train_crop, flip
         self.ten_crop, self.crop_to_box = ten_crop, crop_to_box
-        self._resize = Decode(resize, resize_side, fill, white)
+        self._resize = Decode(resize, resize_side, fill, white, interpolation)
         # A random part of the image at full size: then only decoding is the same every time.
         self.decode = Decode(fill=fill, white=white) if train_crop == "random_resized" else self._resize
-        self._random_resized = v2.RandomResizedCrop(size)
+        self._random_resized = v2.RandomResizedCrop(size, interpolation=v2.InterpolationMode(interpolation))
         self._affine = v2.RandomAffine(
             degrees,
             translate=(translate, translate),

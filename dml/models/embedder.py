@@ -1,4 +1,4 @@
-"""Backbone and linear head: images -> embeddings."""
+"""Backbone, pooling and head: images -> embeddings."""
 
 import logging
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dml.models.heads import Head, make_head
+from dml.models.pooling import features_by, pooled_otherwise
 from dml.models.weights import load_weights, read_weights
 
 _log = logging.getLogger(__name__)
@@ -18,26 +20,29 @@ Spread = Annotated[float, Gt(0)]
 
 
 class Embedder(nn.Module):
-    """A backbone and one linear layer without activation (section IV-C of the NRA paper).
+    """A backbone and a head: one linear layer without activation (section IV-C of the NRA paper), or another.
 
     The input normalisation is part of the network: it takes images as they are stored, and a checkpoint carries
     all that is needed to use it.
 
     Args:
         backbone: maps normalised images [B, 3, H, W] to features [B, C]; what timm's networks have is taken from it:
-            `head_hidden_size` (C) and `pretrained_cfg` (mean and std).
-        dim: D of the embeddings.
+            `head_hidden_size` (C) and `pretrained_cfg` (mean and std). `pool` changes it.
+        dim: D of the embeddings; None, where there is no head: C.
         freeze_bn: keep every batch norm in evaluation mode and its affine weights fixed.
         freeze: backbone: its weights stay as they are and it is always in evaluation mode; only the head learns.
         normalize: L2-normalise the embeddings; the paper does so in test only, which is the evaluator's doing.
+        pool: how the backbone's feature maps or tokens become features, by the name that timm has for it (avg, max,
+            avgmax, catavgmax, token, map), or gem (dml/models/pooling.py); None: as the backbone was made.
+        head: what makes embeddings of features: linear, norm_linear, mlp or none (dml/models/heads.py).
         features: C, of a backbone that does not say; None: its `head_hidden_size`.
         mean, std: of the red, green and blue of the images in 0 .. 1, to scale them by; None: those of the backbone's
             `pretrained_cfg`.
         checkpoint_path: a checkpoint of an earlier run, whose backbone, head, mean and std this embedder begins with.
 
     Raises:
-        ValueError: dim is not positive, the backbone does not say what was not given, or the checkpoint holds another
-            embedder; names the config key.
+        ValueError: dim is not positive or not that of the head, the backbone does not say what was not given or cannot
+            pool like that, or the checkpoint holds another embedder; names the config key.
     """
 
     mean: Tensor
@@ -47,24 +52,26 @@ class Embedder(nn.Module):
         self,
         *,
         backbone: nn.Module,
-        dim: Annotated[int, Gt(0)],
+        dim: Annotated[int, Gt(0)] | None,
         freeze_bn: bool = False,
         freeze: Literal["backbone"] | None = None,
         normalize: bool = False,
+        pool: str | None = None,
+        head: Head = "linear",
         features: Annotated[int, Gt(0)] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[Spread, Spread, Spread] | None = None,
         checkpoint_path: str | None = None,
     ) -> None:
         super().__init__()
-        if dim <= 0:
+        if dim is not None and dim <= 0:
             raise ValueError(f"embedder.dim={dim} is not possible: it must be greater than 0")
         if std is not None and min(std) <= 0:
             raise ValueError(f"embedder.std={list(std)} is not possible: each must be greater than 0")
         self.backbone = backbone
-        self.head = nn.Linear(_features(backbone) if features is None else features, dim)
-        self.dim = dim
-        self.groups: tuple[int, ...] = (dim,)  # the widths of the columns that `forward` gives
+        self.pooling = None if pool is None else pooled_otherwise(backbone, pool)
+        self.head, self.dim = make_head(head, _features(backbone) if features is None else features, dim)
+        self.groups: tuple[int, ...] = (self.dim,)  # the widths of the columns that `forward` gives
         self.freeze_bn = freeze_bn
         self.freeze = freeze
         self.normalize = normalize
@@ -134,15 +141,15 @@ class Embedder(nn.Module):
         """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> embeddings [B, D]."""
         return self.embedded(self.features(x))
 
-    def features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] as the backbone takes them -> its features [B, C]."""
-        return self.backbone(x)
-
     def embedded(self, features: Tensor) -> Tensor:
         """Features [B, C] -> embeddings [B, D]."""
         with full_precision(features):
-            embeddings = self.head(features.to(self.head.weight.dtype))
+            embeddings = self.head(features.to(self.mean.dtype))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings
+
+    def features(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] as the backbone takes them -> its features [B, C], pooled."""
+        return self.backbone(x) if self.pooling is None else features_by(self.pooling, self.backbone, x)
 
     def join(self, columns: Tensor) -> Tensor:
         """What `forward` gives -> embeddings [B, D] to search with."""

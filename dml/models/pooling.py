@@ -1,4 +1,6 @@
-"""Pooling and classifier behind feature maps, as timm's interface asks of a network."""
+"""Pooling behind feature maps and tokens: of any network, and as timm's interface asks of ours."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +77,65 @@ class Pooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images -> logits [B, num_classes], or pooled features [B, head_hidden_size] when `num_classes` is 0."""
         return self.forward_head(self.forward_features(x))
+
+
+class GeM(nn.Module):
+    """Generalised mean over places: (mean of x^p)^(1/p) of each channel (Radenovic et al. 2018, equation 3).
+
+    p is learned, one for all channels; 1 is the mean, and the larger it is the closer to the maximum. It is made for
+    maps that are not negative: values below 1e-6 count as 1e-6.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, places: Tensor) -> Tensor:
+        """[B, C, places] -> [B, C], in full precision also under autocast."""
+        return places.to(self.p.dtype).clamp(min=1e-6).pow(self.p).mean(dim=2).pow(1 / self.p)
+
+
+def pooled_otherwise(backbone: nn.Module, kind: str) -> GeM | None:
+    """Have a network pool in another way than it was made with; its weights stay as they are.
+
+    Args:
+        backbone: is changed; without a classifier, as `create_backbone` makes it.
+        kind: gem, or a kind that the network's own `reset_classifier` knows: avg, max, avgmax and catavgmax of feature
+            maps, and of tokens avg, max and avgmax of all but the class token and its like, token, map.
+
+    Returns:
+        For gem the module that pools, by `features_by`; else None.
+
+    Raises:
+        ValueError: the network cannot do it; names the config key.
+    """
+    name = type(backbone).__name__
+    reset: Any = getattr(backbone, "reset_classifier", None)
+    if reset is None:
+        raise ValueError(
+            f"embedder.pool={kind} is not possible: the backbone, a {name}, has no reset_classifier(0, kind), as "
+            "timm's networks have"
+        )
+    try:
+        if kind == "":
+            raise ValueError("without pooling it has no features")
+        reset(0, "avg" if kind == "gem" else kind)  # what stands behind its pooling then takes the mean of one place
+    except (AssertionError, TypeError, ValueError) as error:
+        why = str(error).strip() or "it does not know this kind"
+        raise ValueError(f"embedder.pool={kind} is not possible with a {name}: {why.splitlines()[0]}") from error
+    return GeM() if kind == "gem" else None
+
+
+def features_by(pooling: GeM, backbone: Any, x: Tensor) -> Tensor:
+    """Features [B, C] of images, pooled by a module; what the network has behind its own pooling follows.
+
+    A network is given the pooled features as maps of one place, or as tokens of which all are the same.
+    """
+    maps = backbone.forward_features(x)
+    if maps.ndim == 3:  # tokens [B, N, C], the first of which are of no place
+        first = getattr(backbone, "num_prefix_tokens", 0)
+        pooled = pooling(maps[:, first:].transpose(1, 2))
+        return backbone.forward_head(pooled[:, None].expand(-1, first + 1, -1))
+    last = getattr(backbone, "output_fmt", "NCHW") == "NHWC"
+    pooled = pooling((maps.movedim(3, 1) if last else maps).flatten(2))
+    return backbone.forward_head(pooled[:, None, None] if last else pooled[:, :, None, None])

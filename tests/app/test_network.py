@@ -12,6 +12,7 @@ from torch import nn
 
 from dml.app import network
 from dml.app.checks import check_config
+from dml.app.follow import follow_backbone
 from dml.models.backbones import create_backbone
 from dml.models.embedder import Embedder
 from tests.app.conftest import composed, evaluate, train
@@ -87,9 +88,12 @@ def check(*overrides, backbone=None, **embedder):
         ((*TESTED, "backbone.name=test_resnet", "+backbone.features_only=true"), "backbone: .* gives a list"),
         ((*TESTED, "backbone.name=test_resnet", "+backbone.nosuch=1"), r"backbone: .*backbone\.nosuch=1"),
         ((*TESTED, "backbone.name=test_vit", "transform.size=97"),
-         r"backbone: it fails with images of 97x97 pixels \(transform\.size\): AssertionError: Input height"),
-        ((*TESTED, "backbone.name=swin_tiny_patch4_window7_224", "transform.size=100"), "backbone: it fails"),
-        (("transform.size=8",), r"backbone: it fails with images of 8x8 pixels \(transform\.size\)"),
+         r"transform\.size=97 does not fit the backbone's patches of 16 pixels; 96 or 112 would fit"),
+        ((*TESTED, "backbone.name=vit_small_patch14_dinov2", "+backbone.depth=1", "transform.size=225"),
+         r"transform\.size=225 does not fit the backbone's patches of 14 pixels; 224 or 238 would fit"),
+        ((*TESTED, "backbone.name=vit_small_patch14_dinov2", "+backbone.img_size=518", "transform.size=224"),
+         r"backbone: it fails with images of 224x224 pixels \(transform\.size; 518 would fit\): AssertionError"),
+        (("transform.size=8",), r"backbone: it fails with images of 8x8 pixels \(transform\.size; 32 would fit\)"),
     ],
 )  # fmt: skip
 def test_what_no_network_can_do_is_one_line(overrides, said):
@@ -150,7 +154,9 @@ def test_the_meta_device_is_enough_for_networks_of_ours(model, monkeypatch):
     seen, original = [], nn.Conv2d.forward
     monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: seen.append(x.device.type) or original(self, x))
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    config = OmegaConf.to_container(composed("train", f"model={model}"), resolve=True)
+    cfg = composed("train", f"model={model}")
+    follow_backbone(cfg, OmegaConf.to_container(cfg, resolve=True))
+    config = OmegaConf.to_container(cfg, resolve=True)
     assert list(network.network_problems(config)) == []  # with pretrained=true of GoogLeNet: nothing is downloaded
     assert seen and set(seen) == {"meta"}
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -187,7 +193,7 @@ def test_a_run_begins_with_the_weights_of_another(checkpoint, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["row"]["weights"] == weights
     again = evaluate(tmp_path / "again", tmp_path / "checkpoints" / "best.ckpt")
     assert json.loads((again.folder / "evaluation.json").read_text())["row"]["weights"] == weights
-    with pytest.raises(ValueError, match=r"^backbone: it fails with images of 8x8 pixels \(transform\.size\)"):
+    with pytest.raises(ValueError, match=r"^backbone: it fails with images of 8x8 pixels \(transform\.size; 32 would"):
         evaluate(tmp_path / "small", tmp_path / "checkpoints" / "best.ckpt", "transform.size=8")
 
 
