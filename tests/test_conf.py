@@ -18,7 +18,7 @@ from dml.app.checks import check_config
 from dml.app.make import make
 from dml.app.settings import Optimizing, without
 from dml.data.dataset import Source
-from dml.models.sizes import images_of
+from dml.models.images import images_of
 from tests.app.conftest import composed, train, write_images
 from tests.data.test_transforms import in_test, in_training
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dml.app.make import make
-from dml.models.sizes import UNSAID, images_of, made_for
+from dml.models.images import UNSAID, images_of, made_for
 
 _OURS = "dml.models.backbones.create_backbone"
 _TRANSFORMS = "dml.data.transforms.Transforms"

@@ -20,7 +20,7 @@ from dml.app.sizes import fill_in_sizes, group_problems, groups_of
 from dml.engine.parameters import check_rules
 from dml.engine.rules import Rule
 from dml.models.backbones import create_backbone, layer_scales
-from dml.models.sizes import patch_of, sizes_near
+from dml.models.images import patch_of, sizes_near
 from dml.models.weights import first_line
 
 

@@ -18,7 +18,7 @@ class GroupedEmbedder(Embedder):
     """Backbone and one linear layer whose columns are groups (Opitz et al. 2017); joined, each has a length of its own.
 
     Args:
-        backbone, dim, freeze_bn, features, mean, std, checkpoint_path: as of Embedder.
+        backbone, dim, freeze_bn, pool, features, mean, std, checkpoint_path: as of Embedder.
         normalize: bring each group's columns to length 1 in training.
         sizes: widths of the groups, which add up to dim; those of BIER, the largest last, by default.
         weights: of the groups, that their unit vectors are multiplied by for search; None: the group's share of dim, as
@@ -32,6 +32,8 @@ class GroupedEmbedder(Embedder):
         ValueError: sizes do not add up to dim, or weights are not as many; names the config key.
     """
 
+    head: nn.Linear
+
     def __init__(
         self,
         *,
@@ -39,6 +41,7 @@ class GroupedEmbedder(Embedder):
         dim: Annotated[int, Gt(0)],
         freeze_bn: bool = False,
         normalize: bool = False,
+        pool: str | None = None,
         features: Annotated[int, Gt(0)] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[Spread, Spread, Spread] | None = None,
@@ -54,6 +57,7 @@ class GroupedEmbedder(Embedder):
             dim=dim,
             freeze_bn=freeze_bn,
             normalize=normalize,
+            pool=pool,
             features=features,
             mean=mean,
             std=std,
@@ -66,7 +70,7 @@ class GroupedEmbedder(Embedder):
 
     def columns(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> [B, sum(groups)]."""
-        features = self.backbone(x)
+        features = self.features(x)
         with full_precision(features):
             features = features.to(self.head.weight.dtype)
             columns = self.head(features)

@@ -8,7 +8,8 @@ import pytest
 from tests.app.conftest import composed, evaluate, train, write_images
 
 SETTINGS = ("data=folder", "data.val_fraction=0.5", "evaluator.ks=[1]", "batch.classes_per_batch=2", "transform=paper",
-            "batch.samples_per_class=3", "transform.size=28", "transform.resize=32", "transform.interpolation=bilinear", "loader.workers=0")  # fmt: skip
+            "batch.samples_per_class=3", "transform.size=28", "transform.resize=32",
+            "transform.interpolation=bilinear", "loader.workers=0")  # fmt: skip
 BROKEN = ("class0/3.png", "class1/0.png", "class4/2.png")
 
 

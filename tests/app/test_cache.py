@@ -10,7 +10,8 @@ from dml.engine import datamodule
 from tests.app.conftest import composed, evaluate, train
 
 SMALL = ("data=folder", "data.val_fraction=0.5", "evaluator.ks=[1]", "batch.classes_per_batch=2", "transform=paper",
-         "batch.samples_per_class=3", "transform.size=28", "transform.resize=32", "transform.interpolation=bilinear", "seed=2")  # fmt: skip
+         "batch.samples_per_class=3", "transform.size=28", "transform.resize=32",
+            "transform.interpolation=bilinear", "seed=2")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
