@@ -210,7 +210,12 @@ def test_any_value_of_any_key_passes_or_is_named(place, value):
     except ValueError as error:
         lines = str(error).split("\n")
         assert any(key.split(".")[0] in line for line in lines) and all(map(str.isprintable, lines))
-    assert OmegaConf.to_container(cfg) == before
+    after = OmegaConf.to_container(cfg)
+    if isinstance(before["transform"], dict):
+        for filled in ("size", "resize", "interpolation"):  # null: they follow the backbone
+            if before["transform"].get(filled, "") is None:
+                after["transform"][filled] = None
+    assert after == before
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
