@@ -86,9 +86,9 @@ class CascadeEmbedder(Embedder):
         self.neck = nn.ModuleList(
             _Neck(width, channels, hidden, tap_pool, tap_grid) for width in _widths(backbone, taps, self._seen)
         )
-        self.head = nn.ModuleList(nn.Linear(hidden, size) for size in sizes[:-1])  # type: ignore[assignment]
-        self.head.append(nn.Linear(last, sizes[-1]))  # type: ignore[operator]
-        for layer in self.head:  # type: ignore[attr-defined]
+        self.head = nn.ModuleList(nn.Linear(hidden, size) for size in sizes[:-1])
+        self.head.append(nn.Linear(last, sizes[-1]))
+        for layer in self.head:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         self._finish(checkpoint_path, fixed=[key for key, given in (("mean", mean), ("std", std)) if given])

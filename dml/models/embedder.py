@@ -47,6 +47,7 @@ class Embedder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    head: Any  # a layer; of embedders that derive from this one also several
 
     def __init__(
         self,
@@ -89,6 +90,8 @@ class Embedder(nn.Module):
                 norm.requires_grad_(False)
         if self.freeze is not None:
             self.backbone.requires_grad_(False)
+            if self.pooling is not None:  # a part of what gives features, which are computed once
+                self.pooling.requires_grad_(False)
         # Channels last: convolutions take half the time on a CPU, and their tensor cores on a GPU.
         self.to(memory_format=torch.channels_last)
         self.train(self.training)  # a fresh module is in training mode, and nobody may switch it before the first step

@@ -32,8 +32,6 @@ class GroupedEmbedder(Embedder):
         ValueError: sizes do not add up to dim, or weights are not as many; names the config key.
     """
 
-    head: nn.Linear
-
     def __init__(
         self,
         *,

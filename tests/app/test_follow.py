@@ -81,7 +81,10 @@ def test_without_a_head_the_dimension_is_filled_in_and_told(caplog):
     ("overrides", "said"),
     [
         (["embedder.dim=null"], r"embedder\.dim=null is not possible with embedder\.head=linear"),
-        (["embedder.head=none"], r"embedder\.dim=2 is not possible with embedder\.head=none: the backbone gives 96 "),
+        (
+            ["embedder.head=none", "embedder.dim=2"],
+            r"embedder\.dim=2 is not possible with embedder\.head=none: the backbone gives 96 ",
+        ),
         (["embedder.pool=gem", "+backbone.global_pool=max"], r"backbone\.global_pool=max has no effect"),
         (["embedder.pool=token"], r"embedder\.pool=token is not possible with a ResNet"),
         (
