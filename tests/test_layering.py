@@ -11,8 +11,8 @@ PARTS = ("models", "losses", "samplers", "retrieval", "data")
 # Package of dml -> the packages of dml that its files may import.
 INSIDE: dict[str, set[str]] = {
     **{part: {part} for part in PARTS},
-    "losses": {"losses", "products"},
-    "samplers": {"samplers", "words"},
+    "losses": {"losses", "products", "hierarchy"},
+    "samplers": {"samplers", "words", "hierarchy"},
     "retrieval": {"retrieval", "products"},
     "data": {"data", "whole_file", "locks", "printable", "words"},
     "report": {"report", "printable", "words"},

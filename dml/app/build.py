@@ -137,6 +137,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         "validation": dataset(watched),
         "test": dataset(source.test),
         "gallery": dataset(source.gallery),
+        "plain_train": None if for_evaluation else dataset(source.train),
     }
     cached = _cache(cfg, source.name, [part for part in parts.values() if part is not None], transforms.decode)
     light = cached and not transforms.draws_globally

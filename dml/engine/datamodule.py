@@ -116,6 +116,7 @@ class RetrievalData(pl.LightningDataModule):
 
     Args:
         train, validation, test, gallery: torch data sets of (image, label, index); validation and gallery may be None.
+        plain_train: the training images as test images are read, for parts that learn from the whole training set.
         labels: [N] of the training set, for the sampler.
         sampler: factory, (labels, seed, rank, world_size) -> batch sampler with an epoch, a position and a state.
         seed: of the batches and of the images' random choices.
@@ -133,6 +134,7 @@ class RetrievalData(pl.LightningDataModule):
         validation: Any | None,
         test: Any,
         gallery: Any | None,
+        plain_train: Any | None = None,
         labels: np.ndarray,
         sampler: Callable[..., Any],
         seed: int,
@@ -147,6 +149,7 @@ class RetrievalData(pl.LightningDataModule):
         self._eval_batch_size = eval_batch_size
         self.own_index = own_index
         self._workers, self._reads_ahead = workers, reads_ahead
+        self._plain_train, self._seen_epoch = plain_train, -1
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None
 
@@ -179,7 +182,24 @@ class RetrievalData(pl.LightningDataModule):
 
     def start_epoch(self, epoch: int) -> None:
         """Have the sampler draw this epoch."""
+        self._look_at_training_set(epoch)
         self._sampler.set_epoch(epoch)
+
+    def _look_at_training_set(self, epoch: int) -> None:
+        """Show embeddings of all training images to sampler and loss, where they have a `see_training_set`.
+
+        Once before each epoch: where a run goes on inside of one, the weights are no longer those of its beginning.
+        """
+        assert self.trainer is not None
+        learner: Any = self.trainer.lightning_module
+        seeing = [part for part in (self._sampler, *learner.loss.modules()) if hasattr(part, "see_training_set")]
+        if not seeing or epoch == self._seen_epoch:
+            return
+        assert self._plain_train is not None
+        embeddings, labels = learner.embed_all(self._in_order(self._plain_train))
+        for part in seeing:
+            part.see_training_set(embeddings, labels)
+        self._seen_epoch = epoch
 
     def train_dataloader(self) -> DataLoader:
         """Batches of (images uint8 [b, 3, H, W], labels [b], indices [b]).
@@ -198,8 +218,11 @@ class RetrievalData(pl.LightningDataModule):
                     "data: the training images are not those that this run began with (images or classes were added, "
                     "taken away or found broken), so it cannot go on with the same batches: begin a new run"
                 )
+            self._seen_epoch = state.pop("seen_epoch", -1)
             self._sampler.load_state_dict(state)
             self._resumed = None
+        # Lightning makes the first iterator before it says that the epoch starts, and workers read from it at once.
+        self._look_at_training_set(self._sampler.epoch)
         batches = _SeededBatches(self._sampler, self._seed)
         return self._loader(self._train, batch_sampler=batches, persistent_workers=self._workers > 0)
 
@@ -245,7 +268,8 @@ class RetrievalData(pl.LightningDataModule):
         epoch = self.trainer.current_epoch
         if done >= len(self._sampler):
             epoch, done = epoch + 1, 0
-        return {**self._sampler.state_dict(), "epoch": epoch, "position": done, "images": self._fingerprint()}
+        seen = {"epoch": epoch, "position": done, "images": self._fingerprint(), "seen_epoch": self._seen_epoch}
+        return {**self._sampler.state_dict(), **seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Have the next training loader continue where the checkpoint was written."""

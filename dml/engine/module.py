@@ -236,6 +236,20 @@ class MetricLearner(pl.LightningModule):
         """Embeddings of a batch: images alone, or the first of what a loader gives."""
         return self(batch if isinstance(batch, Tensor) else batch[0]).float()
 
+    @torch.no_grad()
+    def embed_all(self, loader: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """Embeddings [N, D] to search with and labels [N] of a loader of which each rank has a share; the same on all.
+
+        In evaluation mode, in the order of the records.
+        """
+        training = self.embedder.training
+        self.embedder.eval()
+        with self.trainer.precision_plugin.forward_context():
+            for batch in loader:
+                self._collect(self.trainer.strategy.batch_to_device(batch), -1)
+        self.embedder.train(training)
+        return self._put_together(-1)
+
     def _collect(self, batch: Batch, loader: int) -> None:
         images, labels, index = batch
         self._seen.setdefault(loader, []).append((self(images).float(), labels, index))

@@ -1,7 +1,7 @@
 """Uniform n-group sampling, the paper's batches: k classes x n images each (section III)."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Annotated, Any
 
@@ -100,7 +100,7 @@ class GroupSampler(Sampler[list[int]]):
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the sampler stands: seed, epoch, and how many batches of the epoch were handed out."""
         return {"seed": self.seed, "epoch": self.epoch, "position": self.position}
 
@@ -135,11 +135,17 @@ class GroupSampler(Sampler[list[int]]):
                 if chosen in groups:
                     passed_over.append(chosen)
                     continue
-                count = min(self.samples_per_class, len(self._members[chosen]), missing)
-                groups[chosen], images[chosen] = self._take(rng, images[chosen], self._members[chosen], count)
-                missing -= count
+                for one in self._together(chosen, groups):
+                    count = min(self.samples_per_class, len(self._members[one]), missing)
+                    if count:
+                        groups[one], images[one] = self._take(rng, images[one], self._members[one], count)
+                        missing -= count
             waiting.extendleft(reversed(passed_over))
             yield np.concatenate(list(groups.values()))
+
+    def _together(self, chosen: int, present: Container[int]) -> Iterable[int]:
+        """The classes that are added where one is drawn, which comes first; none that is there already."""
+        return [chosen]
 
     @staticmethod
     def _take(

@@ -52,9 +52,10 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
 
 
 def test_torchrun_writes_into_one_folder(tmp_path):
-    single = train(tmp_path / "single", *SGD)
+    """Of a method whose sampler and loss see the embeddings of the whole training set: each process its share."""
+    single = train(tmp_path / "single", *SGD, "method=htl")
     torchrun = ("torch.distributed.run", "--nproc_per_node=2", ROOT / "train.py")
-    code, out, err = end(start("-m", *torchrun, *TWO, cwd=tmp_path))
+    code, out, err = end(start("-m", *torchrun, *TWO, "method=htl", cwd=tmp_path))
     assert code == 0, err
     (folder,) = (tmp_path / "outputs").glob("*/*")
     assert f"Files: {folder}" in out

@@ -60,7 +60,14 @@ def records(images: int, seed: int = 0) -> Records:
 
 
 def make_data(
-    *, workers: int = 0, gallery: bool = False, validate: bool = True, seed: int = 5, light: bool = False, **given: Any
+    *,
+    workers: int = 0,
+    gallery: bool = False,
+    validate: bool = True,
+    seed: int = 5,
+    light: bool = False,
+    sampler: Callable[..., Any] = GroupSampler,
+    **given: Any,
 ) -> RetrievalData:
     """40 training images in batches of 2 x 4 (5 an epoch), 11 to validate, 9 to test, 6 in the gallery.
 
@@ -75,7 +82,8 @@ def make_data(
         test=ImageDataset(records(9, 2), test),
         gallery=ImageDataset(records(6, 3), test) if gallery else None,
         labels=records(40).labels,
-        sampler=lambda **given: GroupSampler(classes_per_batch=2, samples_per_class=4, **given),
+        plain_train=ImageDataset(records(40), test),
+        sampler=lambda **given: sampler(classes_per_batch=2, samples_per_class=4, **given),
         seed=seed,
         eval_batch_size=4,
         workers=workers,

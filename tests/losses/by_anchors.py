@@ -8,7 +8,7 @@ take the place of the others in whatever gets no gradient: mining and weights.
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.oracles import Matrix, distances, dot, log_sum_exp, mean, npair
 
@@ -266,3 +266,27 @@ def npair_angular(
     x: Tensor, labels: Tensor, alpha: float = 45.0, angular_weight: float = 2.0, l2_weight: float = 0.0
 ) -> Tensor:
     return npair(x, labels, l2_weight) + angular_weight * angular(x, labels, alpha)
+
+
+def htl(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    beta: float = 0.1,
+    depth: int = 16,
+    average: str = "all",
+    anchors: int | None = None,
+) -> Tensor:
+    """With the tree that the loss has: the level of two classes is the first at which their nodes are the same."""
+    z, nodes, classes = spheric(x).tolist(), loss.nodes.tolist(), labels.tolist()
+    thresholds, spread, losses, count = loss.thresholds.tolist(), loss.spread.tolist(), [], 0
+    for a, positives, negatives in valid(labels, anchors):
+        for n in negatives:
+            level = next(i for i in range(depth + 1) if nodes[i][classes[a]] == nodes[i][classes[n]])
+            margin = beta + thresholds[level] - spread[classes[a]]
+            for p in positives:
+                losses.append(max(0.0, math.dist(z[a], z[p]) ** 2 - math.dist(z[a], z[n]) ** 2 + margin))
+                count += 1
+    if average == "active":
+        count = sum(each > 0 for each in losses)
+    return torch.tensor(math.fsum(losses) / (2 * count) if count else 0.0, dtype=torch.float64)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dml.losses.angular import AngularLoss
@@ -21,6 +22,7 @@ from dml.losses.group import GroupLoss
 from dml.losses.hdc import HDCLoss
 from dml.losses.hist import HISTLoss
 from dml.losses.histogram import HistogramLoss
+from dml.losses.htl import HTLLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.margin import MarginLoss
 from dml.losses.memory import CrossBatchMemory
@@ -107,12 +109,22 @@ OWN = {
 }
 
 
+def htl(embedding_dim: int, num_classes: int, **options: Any) -> nn.Module:
+    """HTL with a tree."""
+    loss, g = HTLLoss(num_classes=num_classes, **options), torch.Generator().manual_seed(0)
+    labels = torch.arange(3 * num_classes) % num_classes
+    centers = torch.randn(num_classes, embedding_dim, generator=g)
+    loss.see_training_set(centers[labels] + 0.3 * torch.randn(len(labels), embedding_dim, generator=g), labels)
+    return loss
+
+
 # Those that own weights of the classes; their oracles take the loss first.
 PROXIES = {
     "cross_entropy": Known(CrossEntropyLoss, by_proxies.cross_entropy, {}),
     "normalized_softmax": Known(NormalizedSoftmaxLoss, by_proxies.normalized_softmax, {}),
     "cos_face": Known(CosFaceLoss, by_proxies.cos_face, {}),
     "arc_face": Known(ArcFaceLoss, by_proxies.arc_face, {}),
+    "htl": Known(htl, by_anchors.htl, {}),
     "proxy_nca": Known(ProxyNCALoss, by_proxies.proxy_nca, {}),
     "proxy_nca, pp": Known(ProxyNCALoss, by_proxies.proxy_nca, {"scale": 9.0, "include_positive": True}),
     "proxy_anchor": Known(ProxyAnchorLoss, by_proxies.proxy_anchor, {}),
