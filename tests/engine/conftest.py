@@ -127,6 +127,7 @@ def attach(data: RetrievalData, *, rank: int = 0, world_size: int = 1, processed
         global_rank=rank,
         world_size=world_size,
         current_epoch=epoch,
+        lightning_module=SimpleNamespace(loss=nn.Module()),
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress)),
     )
