@@ -41,6 +41,8 @@ def _built(stem: str) -> nn.Module | None:
     """The loss with sizes that stand for those of a run; None of a loss that wraps others."""
     config = _config(stem)
     sizes = {name: size for name, (size, _) in _SIZES.items() if name in config and config[name] is None}
+    if "groups" in config:
+        sizes["groups"] = [_SIZES["embedding_dim"][0]] * len(config.get("ratios", [1, 1]))
     return None if "defaults" in config or "losses" in config else _class(stem)(**sizes)
 
 

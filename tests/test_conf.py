@@ -284,19 +284,17 @@ def test_model_is_a_backbone_with_its_input_size(choice):
     }.get(choice, (512, 224))
 
 
-LOSS_OF = {"proxy_nca_pp": "proxy_nca", "abier": "bier", "abe": "per_group"}  # other settings, or another network
-
-
 @pytest.mark.parametrize("choice", choices("method"))
 def test_method_names_its_loss(choice):
     cfg = composed("train", f"method={choice}")
-    assert cfg.loss._target_.startswith(f"dml.losses.{LOSS_OF.get(choice, choice)}.")
+    loss = cfg.loss._target_.split(".")[-2]
+    assert loss in choices("loss") and (loss == choice or choice not in choices("loss"))
     assert cfg.method_name == choice
     assert cfg.sampler.samples_per_class == (2 if choice.startswith("npair") else 5)
 
 
 def test_every_loss_has_a_method():
-    assert set(choices("method")) == set(choices("loss")) | set(LOSS_OF)
+    assert set(choices("loss")) <= set(choices("method"))  # others have a loss in other settings, or in another network
 
 
 @pytest.mark.parametrize("method", choices("method"))
@@ -320,6 +318,9 @@ def test_experiment_runs(experiment, tmp_path):
         tree = write_images(tmp_path / "tree", classes=8, images=4)
         small += ["data=folder", f"data.root={tree}", "data.val_fraction=0.5", "evaluator.ks=[1]"]
         small += ["batch.classes_per_batch=2", "batch.samples_per_class=3", "batch.pairs=2"]
+    if experiment.partition("_")[2]:  # of a paper on a data set, whose own experiment runs in full size
+        small += ["transform.size=64", "transform.resize=72", "transform.crop_to_box=false"]
+        small += ["embedder.tap_pool=null"] * ("hdc" in experiment)
     metrics = train(tmp_path / "run", f"experiment={experiment}", *small).metrics
     assert "test/recall@1" in metrics
     assert all(0 <= value <= 1 for value in metrics.values())

@@ -66,9 +66,8 @@ class GroupedEmbedder(Embedder):
         self.detached, self.unit_weights = detached, unit_weights
         self.groups = self.sizes * (2 if detached else 1)
 
-    def columns(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> [B, sum(groups)]."""
-        features = self.features(x)
+    def embedded(self, features: Tensor) -> Tensor:
+        """Features [B, C] -> columns [B, sum(groups)]."""
         with full_precision(features):
             features = features.to(self.head.weight.dtype)
             columns = self.head(features)
