@@ -1,4 +1,4 @@
-"""Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY] [--against ROW]`.
+"""Tables and pictures of finished runs: `python -m dml.report DIR... [--by KEY] [--choose KEY] [--against ROW]`.
 
 Writes table.md, table.csv and table.tex; figure3 where NRA's alpha was swept; figure4 of two-dimensional embeddings
 (each as PNG, PDF and SVG); report.html, all of it on one page. With --against also significance.csv: which rows differ.
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dml.printable import tolerant_output
+from dml.report.choice import choose
 from dml.report.figures import draw_alpha_sweep, draw_side_by_side
 from dml.report.runs import Group, Run, group_runs, pruned, read_runs, swept_alphas, unfinished
 from dml.report.significance import as_csv as differences_as_csv
@@ -32,6 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         "folders", nargs="+", type=_path, metavar="DIR", help="folders of finished runs: a sweep's, ..."
     )
     parser.add_argument("--by", action="append", default=[], metavar="KEY", help="one line a value, as loss.mining")
+    parser.add_argument(
+        "--choose", metavar="KEY", help="of each method the value that validation chooses, as optimizer.lr"
+    )
     parser.add_argument("--against", metavar="ROW", help="which rows differ from this one (nra, or a value of KEY)?")
     parser.add_argument("--out", type=_path, help="folder to write into; the first DIR by default")
     chosen = parser.parse_args(arguments)
@@ -39,12 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         runs = read_runs(chosen.folders)
         swept = swept_alphas(runs)
+        runs, choices = choose(runs, chosen.choose, chosen.by, swept) if chosen.choose else (runs, [])
         groups = group_runs(runs, chosen.by, swept)
         differences = [] if chosen.against is None else compare(groups, chosen.against)
     except ValueError as error:
         sys.exit(str(error))
     table = layout(groups)
-    text = "\n\n".join(filter(None, [markdown(table), table2(groups), as_text(differences) if differences else None]))
+    chosen_values = "\n".join(f"- {line}" for line in choices)
+    compared = as_text(differences) if differences else None
+    text = "\n\n".join(filter(None, [markdown(table), chosen_values, table2(groups), compared]))
     print(text)
     if repeats := len(runs) - sum(map(len, groups.values())):
         print(f"\nNot counted, as they repeat a seed of another: {counted(repeats, 'run')}.")

@@ -149,7 +149,7 @@ def group_runs(
         members = groups.setdefault(Group(run.label(by, swept), printable(run.row["data"]), run.row["dimension"]), [])
         if members:
             _refuse_other_settings(members[0], run)
-        same = next((other for other in members if _sample(other) == _sample(run)), None)
+        same = next((other for other in members if sample_of(other) == sample_of(run)), None)
         if same is None:
             members.append(run)
         elif same.row.get("code") != run.row.get("code"):
@@ -174,7 +174,8 @@ def _refuse_other_settings(first: Run, other: Run) -> None:
         )
 
 
-def _sample(run: Run) -> tuple[Any, Any]:
+def sample_of(run: Run) -> tuple[Any, Any]:
+    """What tells apart the runs that are averaged: seed and fold."""
     return run.row["seed"], run.settings.get("split.fold")
 
 

@@ -1,5 +1,6 @@
 import csv
 import io
+import re
 import sys
 
 import pytest
@@ -102,3 +103,25 @@ def test_mistakes_are_one_line(tmp_path, write_run):
     with pytest.raises(SystemExit, match=r"--by loss\.nosuch is no key"):
         main([str(tmp_path), "--by", "loss.nosuch"])
     assert not list(tmp_path.glob("table.*"))
+
+
+def test_the_value_that_validation_chooses_is_reported(tmp_path, write_run, capsys):
+    def sweep(method, values):
+        for i, (lr, validation, test) in enumerate(values):
+            metrics = {"val/map": validation, "test/map": test}
+            seed, row = i % 2, {"optimizer": {"lr": lr}, "protocol": {"monitor": "val/map"}}
+            write_run(f"{method}{i}", method, seed=seed, metrics=metrics, **row)
+
+    sweep(
+        "nra", [(0.1, 0.5, 0.9), (0.1, 0.7, 0.9), (0.2, 0.7, 0.4), (0.2, 0.6, 0.6)]
+    )  # the worse test, the better mean
+    sweep("lifted", [(0.1, 0.8, 0.3), (0.1, 0.8, 0.3), (0.2, 0.6, 0.8), (0.2, 0.6, 0.8)])
+    main([str(tmp_path), "--choose", "optimizer.lr"])
+    out = capsys.readouterr().out
+    assert "nra on digits: optimizer.lr=0.2 has the best val/map of 60.0 (0.1), 65.0 (0.2)" in out
+    assert re.search(r"\| nra \| 50\.0 ± 127\.1 \| 2 \|", out) and re.search(r"\| lifted \| 30\.0 ± 0\.0 \| 2 \|", out)
+    write_run("more", seed=2, optimizer={"lr": 0.2}, protocol={"monitor": "val/map"})
+    with pytest.raises(SystemExit, match=r"--choose optimizer\.lr: nra has other seeds .*0\.2: 3, 0\.1: 2"):
+        main([str(tmp_path), "--choose", "optimizer.lr"])
+    with pytest.raises(SystemExit, match=r"--choose loss\.nosuch is no key of"):
+        main([str(tmp_path), "--choose", "loss.nosuch"])
