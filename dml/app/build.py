@@ -161,8 +161,13 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         file = packaged_file(str(cfg.backbone.get("name")))
     if file and not (for_evaluation or resumed):  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
-    model = make_learner(cfg, embedder, config, **({} if for_evaluation else make(cfg.engine)))
+    model = make_learner(cfg, embedder, config, **({} if for_evaluation else _engine(cfg)))
     return Built(source, data, model, broken, validation)
+
+
+def _engine(cfg: DictConfig) -> dict[str, Any]:
+    """What the learner takes of the group; an average of the weights is the trainer's."""
+    return {str(key): value for key, value in make(cfg.engine).items() if key != "ema"}
 
 
 def make_learner(cfg: DictConfig, embedder: nn.Module, config: dict[Any, Any], **engine: Any) -> MetricLearner:

@@ -23,11 +23,12 @@ from dml.locks import lock
 
 # Keys that decide how a run is carried out, not what comes out of it: they may change where a run goes on.
 _FREE = frozenset(
-    {"resume", "trainer", "engine", "callbacks", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    {"resume", "trainer", "callbacks", "logger", "loader", "progress_bar", "threads", "checkpoint_minutes"}
+    | {f"engine.{key}" for key in ("compile", "micro_batch", "reuse_memory")}
     | {"data.cache", "data.cache_dir", "data.max_bad", "data.download"}
 )
 # Of these, what may still change a number: who asks for the same run again is asked to say that it is another.
-_SAME_RUN = _FREE - {"trainer", "engine", "callbacks"}
+_SAME_RUN = _FREE - {"trainer", "engine.compile", "engine.micro_batch", "callbacks"}
 _BESIDE = {"data": Splitting, "optimizer": Optimizing}
 _PATIENCE = 10  # seconds; the data workers of a process that was killed hold its lock a little longer
 

@@ -105,6 +105,7 @@ class Engine:
     compile: bool
     micro_batch: Count | None
     reuse_memory: bool
+    ema: Share | None
 
 
 _OPTIMIZER = {

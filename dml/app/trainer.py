@@ -12,6 +12,7 @@ from pytorch_lightning.plugins.environments import SLURMEnvironment
 from dml.app.make import make
 from dml.app.search import pruning_in
 from dml.app.settings import loggers_of
+from dml.engine.averaging import AveragedWeights
 from dml.engine.blank import BlankImages
 from dml.engine.callbacks import make_callbacks
 from dml.engine.checkpoint_io import WholeCheckpoints
@@ -55,6 +56,8 @@ def build_trainer(cfg: DictConfig, folder: Path, stop: StopSignals | None = None
     callbacks: list[pl.Callback] = [BlankImages()]
     if stop is not None:
         callbacks += [make(node) for node in cfg.callbacks.values()]  # first, so that last.ckpt holds their state
+        if cfg.engine.ema is not None:
+            callbacks.append(AveragedWeights(decay=cfg.engine.ema))
         callbacks.append(History())  # before what writes last.ckpt, which is to hold what this step added
         callbacks += make_callbacks(
             folder=str(folder / "checkpoints"),

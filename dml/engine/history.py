@@ -45,10 +45,9 @@ class History(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at what was found."""
-        if not trainer.sanity_checking:
-            for name, value in trainer.callback_metrics.items():
-                if name.startswith(("val/", "watched_test/")):
-                    self._add(name, trainer.global_step, value)
+        for name, value in trainer.callback_metrics.items():  # at step 0 too, before training
+            if name.startswith(("val/", "watched_test/")):
+                self._add(name, trainer.global_step, value)
 
     def _add(self, name: str, step: int, value: Any) -> None:
         seen, every = self._seen.get(name, 0), self._every.get(name, 1)

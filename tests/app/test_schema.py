@@ -75,7 +75,7 @@ def test_all_wrong_values_are_told_at_once_and_before_the_data(tmp_path):
         ("~embedder.freeze_bn", "embedder.freeze_bn is missing: it must be true or false"),
         ("~seed", "seed is missing: it must be a whole number from 0 to 4294967295"),
         ("~loss", "loss is missing: it must be a group with a _target_"),
-        ("engine=null", "engine=null is not possible: it must be a group of compile, micro_batch, reuse_memory"),
+        ("engine=null", "engine=null is not possible: it must be a group of compile, micro_batch, reuse_memory, ema"),
         ("loss.alpha=???", "loss.alpha is missing: give loss.alpha=..."),
         ("loss.alpha=${nosuch}", "loss.alpha cannot be resolved: Interpolation key 'nosuch' not found"),
         ("seed=${seed}", "seed cannot be resolved: Recursive interpolation detected"),
