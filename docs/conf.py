@@ -66,7 +66,9 @@ def _inline(writer: object, node: nodes.math) -> None:
 
 
 def _block(writer: object, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    writer.body.append(
+        f'<div style="text-align: center; overflow-x: auto; padding: 0.5em">{convert(node.astext(), display="block")}</div>'
+    )
     raise nodes.SkipNode
 
 
