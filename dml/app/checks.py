@@ -298,6 +298,13 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
             yield f"data: no class of the {side} part has two images, so no query has anything to find{way}"
         elif pairs < 2:
             yield f"data: only one class of the {side} part has two images: {TWO_CLASSES}{way}"
+    for name, also in (cfg.evaluator.get("also") or {}).items():
+        for key in ("neighbours", "k1", "k2"):
+            if also.get(key, 0) > neighbours["test"]:
+                yield (
+                    f"evaluator.also.{name}.{key}={also[key]} is more than the {neighbours['test']} neighbours that a "
+                    "query of the test part can have"
+                )
     fewest = min(neighbours, key=lambda side: neighbours[side])
     if "recall" in cfg.evaluator.get("metrics", ()) and max(cfg.evaluator.get("ks", [0])) > neighbours[fewest]:
         yield (

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dml.app.launch import one_folder
-from dml.app.paths import checkpoint_in, readable, text_of
+from dml.app.paths import checkpoint_in, readable, texts_of
 from dml.app.schema import near, no_key
 from dml.app.unloaded import locate_unloaded
 from dml.printable import printable, tolerant_output
@@ -63,22 +63,26 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
 
 
 def checkpoint_given(arguments: list[str]) -> Path | None:
-    """The checkpoint that ckpt_path names on a command line as Hydra reads it; None where only help is asked for.
+    """The checkpoint that ckpt_path names on a command line as Hydra reads it, of several the first.
+
+    None where only help is asked for.
 
     Raises:
         ValueError: there is none.
     """
-    given = [text_of(one) for one in arguments if one.startswith("ckpt_path=")]
+    given = [texts_of(one) for one in arguments if one.startswith("ckpt_path=")]
     if not given and any(one.startswith(("-h", "--h", "--v", "--info", "--c")) for one in arguments):
         return None
-    if not given:
+    if not given or not given[-1]:
         raise ValueError(
-            "ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote, or the folder of its run"
+            "ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote, or the folder of its run; "
+            "ckpt_path=[A,B] evaluates several side by side"
         )
-    path = checkpoint_in(Path(given[-1]), "ckpt_path")
-    if path != Path(given[-1]):
-        print(f"Evaluating {path}", flush=True)
-    return path
+    paths = [Path(one).expanduser() for one in given[-1]]
+    found = [checkpoint_in(path, "ckpt_path") for path in paths]
+    if found != paths:
+        print(f"Evaluating {', '.join(map(str, found))}", flush=True)
+    return found[0]
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:

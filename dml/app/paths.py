@@ -56,9 +56,10 @@ def quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def text_of(override: str) -> str:
-    """The value of an override that Hydra can read, without its quotes."""
-    return str(OverridesParser.create().parse_override(override).value())
+def texts_of(override: str) -> list[str]:
+    """The value of an override that Hydra can read, or those of a list, without their quotes."""
+    value = OverridesParser.create().parse_override(override).value()
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def readable(override: str, *, sweep: bool) -> str:

@@ -27,6 +27,7 @@ from dml.app.code import code_version
 from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
 from dml.app.follow import follow_backbone
 from dml.app.frozen import read_features_if_frozen
+from dml.app.joined import checkpoint_paths, embedders_of, join, parts_of_row
 from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.network import check_network
 from dml.app.paths import expand_home
@@ -240,7 +241,9 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
 
 def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     expand_home(cfg)
-    checkpoint = read_to_evaluate(Path(str(cfg.ckpt_path)), cfg.trust is True)  # before anything it names is looked up
+    paths = checkpoint_paths(cfg)
+    checkpoints = [read_to_evaluate(path, cfg.trust is True) for path in paths]  # before what they name is looked up
+    checkpoint = checkpoints[0]
     check_config(cfg, Evaluation)
     trained = OmegaConf.create(checkpoint["dml_config"])
     check_config(trained, Model)
@@ -253,18 +256,25 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
     trainer = build_trainer(trained, folder)
     told = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
     trained.data = data_to_test(OmegaConf.to_container(cfg.data, resolve=True), told)  # type: ignore[arg-type]
+    others = embedders_of(paths, checkpoints, cfg, told)
     built = build(trained, for_evaluation=True)
     try:
         built.model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise ValueError(f"ckpt_path={cfg.ckpt_path} holds another model: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"ckpt_path={paths[0]} holds another model: {str(error).splitlines()[0]}") from error
+    join(built, others)
     _list_broken(built, folder)
-    trained_on = TrainedOn.read(checkpoint.get("trained_on"))
-    leak = _leak(built, checkpoint, trained_on) if trainer.is_global_zero else None
+    read = [TrainedOn.read(one.get("trained_on")) for one in checkpoints]
+    trained_on, leak = read[0], None
+    if trainer.is_global_zero:
+        leaks = [_leak(built, one, its) for one, its in zip(checkpoints, read, strict=True)]
+        leak = None if None in leaks else "; ".join(dict.fromkeys(filter(None, leaks)))
     trainer.test(built.model, built.data, verbose=False)
     metrics = built.model.test_metrics
     if trainer.is_global_zero:
         row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version(trained))
+        if joined := parts_of_row(paths, checkpoints):
+            row["joined"] = joined
         _write(folder / "evaluation.json", metrics, row)
         save_pictures(trainer, built, metrics, row, folder)
         _print_table(metrics, folder)

@@ -193,5 +193,5 @@ class Training(Model, Evaluated):
 class Evaluation(Evaluated):
     """The config of evaluate.py."""
 
-    ckpt_path: str
+    ckpt_path: str | list[str]
     trust: bool

@@ -257,8 +257,11 @@ class MetricLearner(pl.LightningModule):
     def _evaluate(self, stage: str) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float]]:
         sides = [self._put_together(loader) for loader in sorted(self._seen)]  # the same loaders on every rank
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
+        # Other rankings (evaluator.also) choose no checkpoint, and each costs a search.
+        plain = {"plain": True} if stage != "test" and getattr(self.evaluator, "also", None) else {}
         metrics = self.evaluator(
             *queries,
+            **plain,
             gallery=gallery[0],
             gallery_labels=gallery[1],
             # Galleries are in the test alone, and so are queries that are in one.

@@ -11,6 +11,7 @@ from annotated_types import Ge, Interval, MinLen
 from torch import Tensor
 
 from dml.retrieval import metrics as m
+from dml.retrieval.after_search import AfterSearch
 from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, rank_blocks
 from dml.retrieval.rows import Ranks
@@ -41,6 +42,8 @@ class Evaluator:
         backend: ranks counts what comes before each positive (ranks.py); faiss looks positives up in lists of
             neighbours. The numbers are the same.
         nmi_restarts, nmi_seed: of the k-means clustering that NMI compares with the classes.
+        also: other rankings by name, whose rank metrics are added as NAME/recall@1 and so on. They look at the gallery
+            that is tested, so the plain metrics stay beside them. It takes normalised embeddings.
 
     Attributes:
         per_query: of the last call, what the metrics are means of: first_rank [Q] int32, where the nearest positive of
@@ -62,6 +65,7 @@ class Evaluator:
         backend: Backend = "ranks",
         nmi_restarts: Annotated[int, Ge(1)] = 3,
         nmi_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
+        also: dict[str, AfterSearch] = {},  # noqa: B006 (read only)
     ) -> None:
         for name in metrics:
             if name not in METRICS:
@@ -78,6 +82,9 @@ class Evaluator:
             raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
         if not 0 <= nmi_seed < 2**32:
             raise ValueError(f"evaluator.nmi_seed={nmi_seed} is not possible: it must be from 0 to {2**32 - 1}")
+        if also and not normalize:
+            raise ValueError("evaluator.also needs evaluator.normalize=true: its weights are made of cosines")
+        self.also = dict(also)
         self.ks = tuple(int(k) for k in wanted) if possible else ()
         self.metrics, self.normalize = tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
@@ -91,6 +98,7 @@ class Evaluator:
         gallery: Any = None,
         gallery_labels: Any = None,
         own_index: Any = None,
+        plain: bool = False,
         share: tuple[int, int] = (0, 1),
         add_up: Callable[[np.ndarray], np.ndarray] = lambda values: values,
         progress: Callable[[int, int], None] = lambda done, of: None,
@@ -103,6 +111,7 @@ class Evaluator:
             own_index: [N] whole numbers: where in the gallery the image of each query is, which it does not find; -1:
                 nowhere. None: nowhere for all. If it is so for all, a warning says when the rows look otherwise. Other
                 rows of the gallery that equal a query's are found.
+            plain: leave out what `also` names.
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
@@ -142,15 +151,21 @@ class Evaluator:
                 blocks = searched_blocks(
                     _numpy(ranked), y, None if among is None else _numpy(among), g_labels, own, depth=depth
                 )
-            results = self._of_ranks(blocks, positives > 0)
+            results, self.per_query = self._of_ranks(blocks, positives > 0)
         if "nmi" in self.metrics:
             # One process clusters; what the others add is nothing.
             value = m.nmi(_numpy(x), y, self.nmi_seed, self.nmi_restarts, progress) if share[0] == 0 else 0.0
             results["nmi"] = float(add_up(np.array([value]))[0])
+        for name, other in {} if plain else self.also.items():
+            blocks = other.blocks(x, y, g, g_labels, own, share=share, add_up=add_up)
+            found, _ = self._of_ranks(blocks, positives > 0)
+            results |= {f"{name}/{metric}": value for metric, value in found.items()}
         return results
 
-    def _of_ranks(self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray) -> dict[str, float]:
-        """The rank metrics, of the ranks of some queries at a time; `some` [Q] have a positive."""
+    def _of_ranks(
+        self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray
+    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The rank metrics and `per_query`, of the ranks of some queries at a time; `some` [Q] have a positive."""
         each = {name: np.empty(len(some)) for name in m.OF_EACH if name in self.metrics}
         nearest = np.full(len(some), np.iinfo(np.int64).max)
         for queries, ranks in blocks:
@@ -158,12 +173,12 @@ class Evaluator:
             nearest[found] = m.nearest(ranks)
             for name, values in each.items():
                 values[found] = m.OF_EACH[name](ranks)
-        self.per_query = {"first_rank": np.where(some, nearest, -1).astype(np.int32)} | {
+        per_query = {"first_rank": np.where(some, nearest, -1).astype(np.int32)} | {
             name: np.where(some, values, np.nan).astype(np.float32) for name, values in each.items() if name != "mrr"
         }
         recalls = {f"recall@{k}": float((nearest < k).sum() / len(some)) for k in self.ks if "recall" in self.metrics}
         # In the order of the queries, so that the sums are the same whatever the blocks.
-        return {**recalls, **{name: float(values[some].mean()) for name, values in each.items()}}
+        return {**recalls, **{name: float(values[some].mean()) for name, values in each.items()}}, per_query
 
     def _prepare(self, embeddings: Any, what: str) -> Tensor:
         if not isinstance(embeddings, Tensor):  # torch takes no negative strides and no foreign byte order

@@ -1,6 +1,6 @@
 """Runs of train.py and evaluate.py in this process, in a few steps, on the digits: their network takes no time."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,9 +57,10 @@ def train(folder: Path, *overrides: str, run: Callable[[DictConfig], Any] = run_
     return Run(folder, run(composed("train", *TRAIN, *overrides, folder=folder)))
 
 
-def evaluate(folder: Path, checkpoint: Path, *overrides: str) -> Run:
+def evaluate(folder: Path, checkpoint: Path, *overrides: str, beside: Sequence[Path] = ()) -> Run:
     offer_trained_config(checkpoint, "trust=true" in overrides)
-    overrides = (*QUIET, f"ckpt_path='{checkpoint}'", *overrides)
+    given = f"[{','.join(repr(str(path)) for path in (checkpoint, *beside))}]" if beside else f"'{checkpoint}'"
+    overrides = (*QUIET, f"ckpt_path={given}", *overrides)
     return Run(folder, run_evaluate(composed("evaluate", *overrides, folder=folder)))
 
 

@@ -108,6 +108,11 @@ def test_evaluate_takes_the_folder_of_a_run(tmp_path, capsys):
         (folder / f"{name}.ckpt").touch()
         assert checkpoint_given([f"ckpt_path={quoted(str(folder.parent))}"]) == folder / f"{name}.ckpt"
         assert capsys.readouterr().out == f"Evaluating {folder / name}.ckpt\n"
+    both = f"ckpt_path=[{quoted(str(folder / 'last.ckpt'))},{quoted(str(folder.parent))}]"
+    assert checkpoint_given([both]) == folder / "last.ckpt"
+    assert capsys.readouterr().out == f"Evaluating {folder / 'last.ckpt'}, {folder / 'best.ckpt'}\n"
+    with pytest.raises(ValueError, match=r"^ckpt_path=FILE is needed.*ckpt_path=\[A,B\]"):
+        checkpoint_given(["ckpt_path=[]"])
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dml.retrieval.evaluator import Evaluator
 from tests.app.conftest import evaluate, train, write_images
+from tests.retrieval import oracle
 
 
 def without_validation(metrics):
@@ -52,6 +55,51 @@ def test_a_loss_with_weights_of_its_own_is_evaluated_too(tmp_path):
     trained = train(tmp_path / "run", "method=cross_entropy", "protocol=paper", "trainer.max_steps=2")
     run = evaluate(tmp_path / "again", trained.folder / "checkpoints" / "last.ckpt")
     assert run.metrics == trained.metrics
+
+
+def test_other_rankings_have_names_of_their_own(finished, tmp_path):
+    best = finished.folder / "checkpoints" / "best.ckpt"
+    run = evaluate(tmp_path, best, "evaluator=expanded", "evaluator.normalize=true", "evaluator.also.qe.neighbours=3")
+    plain = {name for name in run.metrics if name.count("/") == 1}
+    assert plain == {name for name in finished.metrics if name.startswith("test/")}
+    ranked = {name.removeprefix("test/") for name in plain} - {"nmi"}
+    assert set(run.metrics) - plain == {f"test/{also}/{name}" for also in ("qe", "dba") for name in ranked}
+    row = json.loads((tmp_path / "evaluation.json").read_text())["row"]
+    assert row["also"]["qe"]["neighbours"] == 3
+    said = r"evaluator\.also\.rerank\.k1=9999 is more than the 449 neighbours"
+    with pytest.raises(ValueError, match=said):
+        evaluate(tmp_path / "b", best, "evaluator=reranked", "evaluator.also.rerank.k1=9999")
+
+
+def test_several_checkpoints_side_by_side(finished, tmp_path):
+    best, last = (finished.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    once = evaluate(tmp_path / "a", best, "evaluator.normalize=true")
+    twice = evaluate(tmp_path / "b", best, "evaluator.normalize=true", beside=[best])
+    assert twice.metrics == pytest.approx(once.metrics, abs=2e-3)  # the same distances, but for rounding
+    both = evaluate(tmp_path / "c", best, "evaluator.normalize=true", beside=[last])
+    row = json.loads((tmp_path / "c" / "evaluation.json").read_text())["row"]
+    assert row["dimension"] == 4 and [one["checkpoint"] for one in row["joined"]] == [str(best), str(last)]
+    parts = [
+        np.load(evaluate(tmp_path / name, path).folder / "test_embeddings.npz")
+        for name, path in (("d", best), ("e", last))
+    ]
+    x = np.concatenate([oracle.normalised(part["embeddings"]) for part in parts], axis=1)
+    wanted = Evaluator(metrics=["recall", "map"])(x, parts[0]["labels"])
+    assert {name: both.metrics[f"test/{name}"] for name in wanted} == pytest.approx(wanted, abs=1e-3)
+
+
+def test_checkpoints_of_other_images_do_not_stand_side_by_side(finished, tmp_path):
+    best = finished.folder / "checkpoints" / "best.ckpt"
+    stored = finished.checkpoint("best")
+    stored["dml_config"]["transform"]["fill"] = 7
+    stored["dml_config"]["transform"]["degrees"] = 7  # no test image is turned
+    torch.save(stored, tmp_path / "other.ckpt")
+    with pytest.raises(
+        ValueError, match=r"other\.ckpt was tested on images of another transform .*: fill \(0, here 7\)"
+    ):
+        evaluate(tmp_path / "run", best, beside=[tmp_path / "other.ckpt"])
+    run = evaluate(tmp_path / "run", best, "transform.fill=0", beside=[tmp_path / "other.ckpt"])
+    assert "test/recall@1" in run.metrics
 
 
 def test_checkpoints_that_cannot_be_used(finished, tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from dml.app.paths import expand_home, quoted, readable, takes_path, text_of
+from dml.app.paths import expand_home, quoted, readable, takes_path, texts_of
 
 
 @pytest.mark.parametrize(
@@ -30,14 +30,14 @@ from dml.app.paths import expand_home, quoted, readable, takes_path, text_of
 )
 def test_a_path_is_read_as_it_was_typed(path):
     for key in ("data.root", "+data.test_root", "ckpt_path", "resume", "hydra.run.dir"):
-        assert text_of(readable(f"{key}={path}", sweep=False)) == path
+        assert texts_of(readable(f"{key}={path}", sweep=False)) == [path]
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=1).filter(lambda text: text[0] != "~"))
 def test_any_text_in_quotes_is_read_as_itself(text):
     override = f"data.root={quoted('/' + text)}"
-    assert text_of(override) == "/" + text
+    assert texts_of(override) == ["/" + text]
     assert readable(override, sweep=False) == override == readable(override, sweep=True)
 
 
@@ -76,13 +76,13 @@ def test_several_values_without_a_sweep_are_refused():
 
 
 def test_what_the_grammar_refuses_is_text():
-    assert text_of(readable("evaluator.ks=[1,2", sweep=False)) == "[1,2"
-    assert text_of(readable("data.root='/l'été'", sweep=False)) == "/l'été"  # quotes with one in them
+    assert texts_of(readable("evaluator.ks=[1,2", sweep=False)) == ["[1,2"]
+    assert texts_of(readable("data.root='/l'été'", sweep=False)) == ["/l'été"]  # quotes with one in them
 
 
 def test_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/zoë")
-    assert text_of(readable("data.root=~/bilder", sweep=False)) == "/home/zoë/bilder"
+    assert texts_of(readable("data.root=~/bilder", sweep=False)) == ["/home/zoë/bilder"]
     assert readable("data.root=~/a,/b", sweep=True) == "data.root='/home/zoë/a',/b"
     config = {"data": {"root": "~/x", "name": "~/x", "test_root": "${data.root}"}, "resume": "~", "file": "???"}
     expanded = OmegaConf.create(config)
@@ -101,4 +101,4 @@ def test_keys_that_take_paths():
 
 
 def test_hydras_own_folders_are_never_swept_over():
-    assert text_of(readable("hydra.sweep.dir=out/a,b", sweep=True)) == "out/a,b"
+    assert texts_of(readable("hydra.sweep.dir=out/a,b", sweep=True)) == ["out/a,b"]
