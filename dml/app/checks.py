@@ -34,6 +34,7 @@ from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
 from dml.printable import printable
+from dml.retrieval.codes import problem_of
 from dml.words import counted
 
 _log = logging.getLogger(__name__)
@@ -305,6 +306,10 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
                     f"evaluator.also.{name}.{key}={also[key]} is more than the {neighbours['test']} neighbours that a "
                     "query of the test part can have"
                 )
+    dim, searched = cfg.embedder.get("dim"), len(source.test if source.gallery is None else source.gallery)
+    for code in cfg.evaluator.get("codes") or () if isinstance(dim, int) else ():
+        if said := problem_of(code, dim, searched):
+            yield said
     fewest = min(neighbours, key=lambda side: neighbours[side])
     if "recall" in cfg.evaluator.get("metrics", ()) and max(cfg.evaluator.get("ks", [0])) > neighbours[fewest]:
         yield (

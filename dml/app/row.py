@@ -98,7 +98,9 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         # With its backbone a run does without augmentation (dml/app/frozen.py).
         "frozen": embedder.get("freeze") and f"{embedder['freeze']}: features of the test transform",
         "normalize": {"training": embedder.get("normalize"), "test": config["evaluator"].get("normalize")},
-        "also": config["evaluator"].get("also") or {},  # other rankings, whose metrics have names of their own
+        # Other rankings and codes, whose metrics have names of their own.
+        "also": config["evaluator"].get("also") or {},
+        "codes": config["evaluator"].get("codes") or {},
         "network": _network(config),
         "transform": config["transform"],
         "batch": None if None in sizes else sizes[0] * sizes[1],

@@ -257,8 +257,9 @@ class MetricLearner(pl.LightningModule):
     def _evaluate(self, stage: str) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float]]:
         sides = [self._put_together(loader) for loader in sorted(self._seen)]  # the same loaders on every rank
         queries, gallery = sides[0], sides[1] if len(sides) > 1 else (None, None)
-        # Other rankings (evaluator.also) choose no checkpoint, and each costs a search.
-        plain = {"plain": True} if stage != "test" and getattr(self.evaluator, "also", None) else {}
+        # Other rankings (evaluator.also, evaluator.codes) choose no checkpoint, and each costs a search.
+        more = any(getattr(self.evaluator, name, None) for name in ("also", "codes"))
+        plain = {"plain": True} if stage != "test" and more else {}
         metrics = self.evaluator(
             *queries,
             **plain,

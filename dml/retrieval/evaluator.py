@@ -1,7 +1,7 @@
 """Embeddings and labels -> a flat dict of retrieval metrics."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dml.retrieval import metrics as m
 from dml.retrieval.after_search import AfterSearch
+from dml.retrieval.codes import check_code, code_blocks, problem_of
 from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, rank_blocks
 from dml.retrieval.rows import Ranks
@@ -43,7 +44,10 @@ class Evaluator:
             neighbours. The numbers are the same.
         nmi_restarts, nmi_seed: of the k-means clustering that NMI compares with the classes.
         also: other rankings by name, whose rank metrics are added as NAME/recall@1 and so on. They look at the gallery
-            that is tested, so the plain metrics stay beside them. It takes normalised embeddings.
+            that is tested, so the plain metrics stay beside them.
+        codes: float16, int8, binary, pqM, firstN: short codes of the gallery (codes.py), whose rank metrics are added
+            as pq64-64B/recall@1 and so on, with the bytes of an image; pq64-64B-reranked/... where the nearest
+            `shortlist` of the code are ranked again by the embeddings.
 
     Attributes:
         per_query: of the last call, what the metrics are means of: first_rank [Q] int32, where the nearest positive of
@@ -66,6 +70,8 @@ class Evaluator:
         nmi_restarts: Annotated[int, Ge(1)] = 3,
         nmi_seed: Annotated[int, Interval(ge=0, le=2**32 - 1)] = 0,
         also: dict[str, AfterSearch] = {},  # noqa: B006 (read only)
+        codes: Sequence[str] = (),
+        shortlist: Annotated[int, Ge(1)] = 100,
     ) -> None:
         for name in metrics:
             if name not in METRICS:
@@ -82,9 +88,14 @@ class Evaluator:
             raise ValueError(f"evaluator.nmi_restarts={nmi_restarts} is not possible: it must be at least 1")
         if not 0 <= nmi_seed < 2**32:
             raise ValueError(f"evaluator.nmi_seed={nmi_seed} is not possible: it must be from 0 to {2**32 - 1}")
-        if also and not normalize:
-            raise ValueError("evaluator.also needs evaluator.normalize=true: its weights are made of cosines")
-        self.also = dict(also)
+        for key, given in (("also", also), ("codes", codes)):
+            if given and not normalize:
+                raise ValueError(f"evaluator.{key} needs evaluator.normalize=true: it takes embeddings of length 1")
+        for name in codes:
+            check_code(name)
+        if shortlist < 1:
+            raise ValueError(f"evaluator.shortlist={shortlist} is not possible: it must be at least 1")
+        self.also, self.codes, self.shortlist = dict(also), tuple(codes), shortlist
         self.ks = tuple(int(k) for k in wanted) if possible else ()
         self.metrics, self.normalize = tuple(metrics), normalize
         self.backend, self.nmi_restarts, self.nmi_seed = backend, nmi_restarts, nmi_seed
@@ -111,7 +122,7 @@ class Evaluator:
             own_index: [N] whole numbers: where in the gallery the image of each query is, which it does not find; -1:
                 nowhere. None: nowhere for all. If it is so for all, a warning says when the rows look otherwise. Other
                 rows of the gallery that equal a query's are found.
-            plain: leave out what `also` names.
+            plain: leave out what `also` and `codes` name.
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
@@ -132,6 +143,9 @@ class Evaluator:
         available = len(x) - 1 if g is None else len(g) - int(own is not None and (own >= 0).any())
         if "recall" in self.metrics and max(self.ks) > available:
             raise ValueError(f"evaluator.ks asks for {max(self.ks)} neighbours, but a query can have 1 to {available}")
+        for name in () if plain else self.codes:
+            if said := problem_of(name, x.shape[1], len(x if g is None else g)):
+                raise ValueError(said)
         positives = positive_counts(y, g_labels, own)
         if not positives.any():
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
@@ -156,11 +170,17 @@ class Evaluator:
             # One process clusters; what the others add is nothing.
             value = m.nmi(_numpy(x), y, self.nmi_seed, self.nmi_restarts, progress) if share[0] == 0 else 0.0
             results["nmi"] = float(add_up(np.array([value]))[0])
-        for name, other in {} if plain else self.also.items():
-            blocks = other.blocks(x, y, g, g_labels, own, share=share, add_up=add_up)
+        for name, blocks in () if plain else self._further(x, y, g, g_labels, own, share=share, add_up=add_up):
             found, _ = self._of_ranks(blocks, positives > 0)
             results |= {f"{name}/{metric}": value for metric, value in found.items()}
         return results
+
+    def _further(self, *sides: Any, **given: Any) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, Ranks]]]]:
+        """The names and the ranks of what is searched beside the embeddings themselves."""
+        for name, other in self.also.items():
+            yield name, other.blocks(*sides, **given)
+        for name in self.codes:
+            yield from code_blocks(name, *sides, shortlist=self.shortlist, **given)
 
     def _of_ranks(
         self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray

@@ -237,10 +237,13 @@ CONSTRUCTED = [
     *(
         (target, {})
         for target in TARGETS
-        if ".losses." in target and not target.endswith((".CrossBatchMemory", ".PerGroupLoss"))
+        if ".losses." in target and not target.endswith((".CrossBatchMemory", ".PerGroupLoss", ".MatryoshkaLoss"))
     ),
     ("dml.losses.per_group.PerGroupLoss", {"loss": None}),
     ("dml.losses.memory.CrossBatchMemory", {"loss": None, "embedding_dim": 2}),
+    ("dml.losses.matryoshka.MatryoshkaLoss", {"loss": None, "embedding_dim": 2}),
+    ("dml.retrieval.expansion.QueryExpansion", {}),
+    ("dml.retrieval.reranking.KReciprocal", {}),
     ("dml.retrieval.evaluator.Evaluator", {}),
     ("dml.data.transforms.Transforms", {"size": 8, "resize": 8}),
     ("dml.engine.schedule.warmup_cosine", {"optimizer": None, "steps": 3, "warmup": 0.5}),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.losses.by_anchors import cosines, log_one_plus, spheric
 from tests.losses.by_proxies import linear
-from tests.oracles import distances, mean
+from tests.oracles import contrastive, distances, mean
 
 
 def sigmoid_pairs(
@@ -69,3 +69,10 @@ def pddm(
             of_s = max(0.0, alpha + s[a][n] - s[i][j])
             terms.append(of_s + embedding_weight * max(0.0, beta + d[i][j] ** 2 - d[a][n] ** 2))
     return mean([p + q for p, q in zip(terms[::2], terms[1::2], strict=True)])
+
+
+def matryoshka(loss: nn.Module, x: Tensor, labels: Tensor, normalize: bool = True) -> Tensor:
+    """Of contrastive parts."""
+    parts = [x.detach().double()[:, :size] for size in loss.sizes]
+    values = [contrastive(spheric(part) if normalize else part, labels) for part in parts]
+    return sum(w * value for w, value in zip(loss.weights, values, strict=True))

@@ -25,6 +25,7 @@ from dml.losses.histogram import HistogramLoss
 from dml.losses.htl import HTLLoss
 from dml.losses.lifted import LiftedLoss
 from dml.losses.margin import MarginLoss
+from dml.losses.matryoshka import MatryoshkaLoss
 from dml.losses.memory import CrossBatchMemory
 from dml.losses.multi_similarity import MultiSimilarityLoss
 from dml.losses.multimodal import MultimodalLoss
@@ -101,8 +102,17 @@ WHOLE = {
     "npair_angular": Known(NPairAngularLoss, by_anchors.npair_angular, {}),
     "clustering": Known(ClusteringLoss, by_clusters.clustering, {}),
 }
-# Those that own other weights; their oracles take the loss first.
+
+
+def matryoshka(*, embedding_dim: int, **options: Any) -> nn.Module:
+    """Contrastive loss on the first half of the dimensions, and on all."""
+    sizes = sorted({(embedding_dim + 1) // 2, embedding_dim})
+    return MatryoshkaLoss(loss=ContrastiveLoss(), embedding_dim=embedding_dim, sizes=sizes, **options)
+
+
+# Those that own other weights, or know the dimension; their oracles take the loss first.
 OWN = {
+    "matryoshka": Known(matryoshka, by_weights.matryoshka, {}),
     "sigmoid_pairs": Known(SigmoidPairsLoss, by_weights.sigmoid_pairs, {}),
     "pddm": Known(PDDMLoss, by_weights.pddm, {}),
     "pddm, class": Known(PDDMLoss, by_weights.pddm, {"scope": "class"}),
