@@ -16,7 +16,7 @@ from PIL import Image
 from dml.app.build import OUR_KEYS
 from dml.app.checks import check_config
 from dml.app.make import make
-from dml.app.settings import Optimizing, without
+from dml.app.settings import LATER, Optimizing, without
 from dml.data.dataset import Source
 from dml.models.images import images_of
 from tests.app.conftest import composed, train, write_images
@@ -65,7 +65,7 @@ def test_loss(choice):
     node = resolved("loss", choice)
     groups = [2] * len(node.get("ratios", "ab"))
     # What the file leaves open is a size that data and embedder fill in.
-    loss = make(node, **{key: groups if key == "groups" else 4 for key, value in node.items() if value is None})
+    loss = make(node, **{key: groups if key == "groups" else 4 for key in LATER if node.get(key, 4) is None})
     width = sum(groups) if "groups" in node else 4
     embeddings = torch.randn(12, width, generator=torch.Generator().manual_seed(0), requires_grad=True)
     value = loss(embeddings, torch.arange(12) // 3)

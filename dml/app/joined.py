@@ -1,5 +1,6 @@
 """evaluate.py ckpt_path=[a,b,c]: several checkpoints as one model, whose embeddings stand side by side."""
 
+import pydoc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from dml.app.build import Built, make_embedder
 from dml.app.checks import check_config
 from dml.app.network import check_network
 from dml.app.row import method_of
+from dml.app.schema import parameters_of
 from dml.app.settings import Model
 from dml.models.joined import Joined
 
@@ -44,12 +46,12 @@ def embedders_of(
         ValueError: a checkpoint's config or weights do not fit each other, or its test images are prepared otherwise.
     """
     found = []
-    first = checkpoints[0]["dml_config"]["transform"]
+    first = _with_defaults(checkpoints[0]["dml_config"]["transform"])
     named = any(key == "transform" or key.startswith("transform.") for key in told)
     for path, checkpoint in zip(paths[1:], checkpoints[1:], strict=True):
         config = OmegaConf.create(checkpoint["dml_config"])
         check_config(config, Model)
-        theirs = checkpoint["dml_config"]["transform"]
+        theirs = _with_defaults(checkpoint["dml_config"]["transform"])
         differing = [key for key in sorted({*first, *theirs} - _TRAINING) if first.get(key) != theirs.get(key)]
         if differing and not named:
             said = ", ".join(f"{key} ({first.get(key)}, here {theirs.get(key)})" for key in differing)
@@ -71,6 +73,14 @@ def embedders_of(
             raise ValueError(f"ckpt_path={path} holds another model: {str(error).splitlines()[0]}") from error
         found.append(embedder)
     return found
+
+
+def _with_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """A node with the defaults of the keys that its version of the code did not have."""
+    call = pydoc.locate(str(node.get("_target_")))
+    parameters = parameters_of(call)[0] if callable(call) else {}
+    found = {key: p.default for key, p in parameters.items() if p.default is not p.empty and key not in _TRAINING}
+    return {**found, **node}
 
 
 def join(built: Built, others: Sequence[nn.Module]) -> None:

@@ -91,8 +91,11 @@ def _page(
         records = gallery if in_gallery and gallery is not None else built.source.test
         return _image(built, records, index, side)
 
+    title = f"{row['method']} on {row['data']}, seed {row['seed']}"
+    if "joined" in row:
+        title = f"{len(row['joined'])} models side by side on {row['data']}"
     tested = Tested(
-        title=f"{row['method']} on {row['data']}, seed {row['seed']}",
+        title=title,
         metrics=metrics,
         row=row,
         looked=looked,

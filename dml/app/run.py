@@ -44,6 +44,7 @@ from dml.engine.run_log import RunLog
 from dml.engine.stop import StopSignals
 from dml.engine.wandb_logger import finish as finish_wandb
 from dml.printable import printable
+from dml.report.tables import further
 from dml.whole_file import write_whole
 from dml.words import counted
 
@@ -308,7 +309,15 @@ def _print_table(metrics: dict[str, float], folder: Path, before: dict[str, floa
     if known:
         table.add_column("before training", justify="right")
     for name, value in metrics.items():
+        if name.count("/") > 1:
+            continue
         then = [f"{before[name]:.4f}" if before and name in before else ""] if known else []
         table.add_row(name, f"{value:.4f}", *then)
     Console().print(table)
+    names, found = further(metrics)
+    if found:
+        table = Table("search", *names)
+        for search, values in found.items():
+            table.add_row(search, *(f"{values[name]:.4f}" if name in values else "" for name in names))
+        Console().print(table)
     print(f"Files: {folder}")

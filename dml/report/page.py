@@ -13,6 +13,7 @@ from dml.printable import printable
 from dml.report.findings import Looked, Pair, confused, recall_by_class, suspicious
 from dml.report.lines import panels
 from dml.report.maps import pca, umap
+from dml.report.tables import further
 from dml.report.thumbnails import Thumbnails
 from dml.words import counted
 
@@ -71,7 +72,8 @@ def render(tested: Tested) -> str:
     )
     context = {
         "title": printable(tested.title),
-        "metrics": [(name, f"{value:.4f}") for name, value in tested.metrics.items()],
+        "metrics": [(name, f"{value:.4f}") for name, value in tested.metrics.items() if name.count("/") < 2],
+        "further": _further(tested.metrics),
         "first": [(key, value) for key in _FIRST if (value := _get(tested.row, key)) not in (None, "", [])],
         "row": [(key, _text(value)) for key, value in _flat(tested.row)],
         "panels": panels(tested.curves),
@@ -114,6 +116,13 @@ def environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _further(metrics: Mapping[str, float]) -> tuple[list[str], list[list[str]]]:
+    """Head and lines of the table of further searches."""
+    names, found = further(metrics)
+    lines = [[search, *(f"{v[n]:.4f}" if n in v else "-" for n in names)] for search, v in found.items()]
+    return ["search", *names], lines
 
 
 def _query(looked: Looked, gallery: bool, place: int) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def _intervals(groups: Groups) -> list[dict[str, Any]]:
     for data, dimension in dict.fromkeys((group.data, group.dimension) for group in groups):
         rows = {g: runs for g, runs in groups.items() if (g.data, g.dimension) == (data, dimension)}
         for metric in metrics_of([run for runs in rows.values() for run in runs]):
+            if metric.count("/") > 1:  # of a further search
+                continue
             found = {g.label: (c, runs) for g, runs in rows.items() if (c := cell(runs, metric)) is not None}
             if len(found) < 2:
                 continue

@@ -84,7 +84,10 @@ def layout(groups: Groups) -> Layout:
     """
     data = list(dict.fromkeys(group.data for group in groups))
     dimensions = {d: sorted({group.dimension for group in groups if group.data == d}) for d in data}
-    metrics = {d: metrics_of([run for group in groups if group.data == d for run in groups[group]]) for d in data}
+    every = {d: metrics_of([run for group in groups if group.data == d for run in groups[group]]) for d in data}
+    # A table has no room for the metrics of further searches (test/qe/recall@1).
+    metrics = {d: [name for name in names if name.count("/") == 1] for d, names in every.items()}
+    rest = list(dict.fromkeys(name.split("/")[1] for names in every.values() for name in names if name.count("/") > 1))
     if len(data) > 1:
         metrics = {d: [name for name in names if "recall" in name] or names for d, names in metrics.items()}
     lines: list[list[str]] = []
@@ -118,7 +121,9 @@ def layout(groups: Groups) -> Layout:
         spans=[(_title(d, dimensions[d]), len(metrics[d])) for d in data],
         columns=[*(name.removeprefix("test/") for d in data for name in metrics[d]), "runs"],
         lines=lines,
-        notes=[f"{symbol} {reason}" for symbol, reason in notes.items()] + _versions(groups),
+        notes=[f"{symbol} {reason}" for symbol, reason in notes.items()]
+        + ([f"table.csv has {', '.join(rest)} too"] if rest else [])
+        + _versions(groups),
         best=frozenset(_best(ours)),
     )
 
@@ -130,6 +135,16 @@ def _best(ours: Mapping[int, Sequence[Sequence[Cell | None]]]) -> Iterator[tuple
         means = {i: round(c.mean, 1) for i, c in found.items() if c is not None and not math.isnan(c.mean)}
         if len(means) > 1:
             yield from ((i, j + 1, k) for i, mean in means.items() if mean == max(means.values()))
+
+
+def further(metrics: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """What other searches than the plain one found (qe, int8-64B): names of metrics, and search -> metric -> value."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        part, *search, metric = name.split("/")
+        if part == "test" and search:
+            found.setdefault("/".join(search), {})[metric] = value
+    return list(dict.fromkeys(metric for values in found.values() for metric in values)), found
 
 
 def metrics_of(runs: Sequence[Run]) -> list[str]:

@@ -7,6 +7,7 @@ know (ranges, means, codebooks) it learns from the gallery, as an index would.
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def coded(name: str, x: Tensor, gallery: Tensor, share: tuple[int, int], add_up:
 def _quantised(x: np.ndarray, parts: int) -> np.ndarray:
     import faiss
 
-    quantiser = faiss.ProductQuantizer(x.shape[1], parts, 8)
+    quantiser: Any = faiss.ProductQuantizer(x.shape[1], parts, 8)
     # Else FAISS learns from a sample of 256 images a centroid, and warns where there are fewer than 39.
     quantiser.cp.min_points_per_centroid = 1
     quantiser.train(x)

@@ -91,8 +91,8 @@ class Evaluator:
         for key, given in (("also", also), ("codes", codes)):
             if given and not normalize:
                 raise ValueError(f"evaluator.{key} needs evaluator.normalize=true: it takes embeddings of length 1")
-        for name in codes:
-            check_code(name)
+        for code in codes:
+            check_code(code)
         if shortlist < 1:
             raise ValueError(f"evaluator.shortlist={shortlist} is not possible: it must be at least 1")
         self.also, self.codes, self.shortlist = dict(also), tuple(codes), shortlist

@@ -93,6 +93,7 @@ def test_checkpoints_of_other_images_do_not_stand_side_by_side(finished, tmp_pat
     stored = finished.checkpoint("best")
     stored["dml_config"]["transform"]["fill"] = 7
     stored["dml_config"]["transform"]["degrees"] = 7  # no test image is turned
+    del stored["dml_config"]["transform"]["resize_side"]  # as a version that did not have it: the default
     torch.save(stored, tmp_path / "other.ckpt")
     with pytest.raises(
         ValueError, match=r"other\.ckpt was tested on images of another transform .*: fill \(0, here 7\)"

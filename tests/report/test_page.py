@@ -49,6 +49,14 @@ def test_all_sections_and_any_name(gallery):
     assert [name for name, *_ in data["classes"]] and data["pictured"] == 60
 
 
+def test_further_searches_have_a_table_of_their_own():
+    metrics = {"test/recall@1": 0.5, "test/qe/recall@1": 0.625, "test/qe/map": 0.5, "test/int8-6B/recall@1": 0.4375}
+    words = " ".join(Read(render(made(metrics=metrics))).words).split()
+    at = words.index("search")
+    assert words[at : at + 9] == ["search", "recall@1", "map", "qe", "0.6250", "0.5000", "int8-6B", "0.4375", "-"]
+    assert "test/qe/recall@1" not in words and "search" not in " ".join(Read(render(made())).words).split()
+
+
 def test_what_is_left_out_is_said(monkeypatch):
     monkeypatch.setattr(page, "_POINTS", 30)
     monkeypatch.setattr(page, "_PICTURED", 10)

@@ -197,3 +197,12 @@ def test_table_2_has_our_line_beneath(grouped):
 def test_table_2_only_beside_its_data(grouped):
     grouped.write("a")
     assert table2(grouped()) is None
+
+
+def test_further_searches_are_in_the_csv_alone(grouped):
+    metrics = {"test/recall@1": 0.5, "test/qe/recall@1": 0.6, "test/int8-64B/recall@1": 0.4}
+    grouped.write("a", metrics=metrics, dimension=64)
+    table = layout(grouped())
+    assert table.columns == ["recall@1", "runs"] and table.notes == ["table.csv has qe, int8-64B too"]
+    names = [row["metric"] for row in csv.DictReader(io.StringIO(as_csv(grouped())))]
+    assert names == ["recall@1", "qe/recall@1", "int8-64B/recall@1"]
