@@ -66,9 +66,8 @@ def _inline(writer: object, node: nodes.math) -> None:
 
 
 def _block(writer: object, node: nodes.math_block) -> None:
-    writer.body.append(
-        f'<div style="text-align: center; overflow-x: auto; padding: 0.5em">{convert(node.astext(), display="block")}</div>'
-    )
+    formula = convert(node.astext(), display="block")
+    writer.body.append(f'<div style="text-align: center; overflow-x: auto; padding: 0.5em">{formula}</div>')
     raise nodes.SkipNode
 
 
