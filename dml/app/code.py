@@ -1,6 +1,7 @@
 """The code of a result: a fingerprint of the sources that a run uses, and of no others."""
 
 import ast
+import functools
 import hashlib
 import site
 import sysconfig
@@ -48,7 +49,7 @@ def used_files(targets: Iterable[str]) -> dict[str, Path]:
         file = used[name]
         if file.suffix == ".py" and not _is_installed(name, file):
             package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-            for imported in _imports(ast.parse(file.read_bytes()), package):
+            for imported in _imports(file.read_bytes(), package):
                 waiting += _modules(imported, used, installed=False)
     return used
 
@@ -100,16 +101,25 @@ def _file(module: str) -> Path | None:
 
 
 def _is_installed(module: str, file: Path) -> bool:
-    return module.partition(".")[0] != "dml" and any(folder in file.resolve().parents for folder in _INSTALLED)
+    return module.partition(".")[0] != "dml" and _below_installed(file.parent)
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+@functools.cache
+def _below_installed(folder: Path) -> bool:
+    place = folder.resolve()
+    return any(installed in (place, *place.parents) for installed in _INSTALLED)
+
+
+@functools.cache  # by content: a sweep asks for the same files at each of its jobs
+def _imports(source: bytes, package: str) -> tuple[str, ...]:
     """The names that a file of a package imports, wherever in it."""
-    for node in ast.walk(tree):
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")
             parents = parents[: len(parents) - node.level + 1] if node.level else []
             base = [*parents, *filter(None, [node.module])]
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+            found += [".".join([*base, alias.name]) for alias in node.names]
+    return tuple(found)
