@@ -9,98 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import (
-    _builder,
-    build_model_with_cfg,
-    generate_default_cfgs,
-    group_parameters,
-    register_model,
-    set_pretrained_check_hash,
-)
-from torch import Tensor, nn
-from torchvision.models import GoogLeNet as TorchvisionGoogLeNet
+from timm.models import _builder, group_parameters, set_pretrained_check_hash
+from torch import nn
 
-from dml.models import convnet as _convnet  # noqa: F401  (registers its networks with timm)
+from dml.models import bninception, convnet, googlenet, googlenet_bvlc  # noqa: F401  (they register with timm)
 from dml.models.packaged import PACKAGED, by_order, packaged_file
-from dml.models.pooling import Pooled
 from dml.models.weights import Filter, State, check_file, fingerprint, first_line, load_weights, read_weights
 
 _log = logging.getLogger(__name__)
 
 set_pretrained_check_hash()  # of weights by URL: the file's name holds the beginning of its sha256
-
-_GOOGLENET_WEIGHTS = "https://download.pytorch.org/models/googlenet-1378be20.pth"
-
-default_cfgs = generate_default_cfgs(
-    {
-        # TF-Slim's Inception V1 as ported by torchvision: ImageNet top-1 69.8, the paper's initialisation. It was
-        # trained on images in [-1, 1], which torchvision's `transform_input` restores; here mean and std say so.
-        "googlenet.tf_in1k": {
-            "url": _GOOGLENET_WEIGHTS,
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": (7, 7),
-            "crop_pct": 0.875,
-            "interpolation": "bilinear",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "first_conv": "conv1.conv",
-            "classifier": "fc",
-            "license": "bsd-3-clause",
-        },
-    }
-)
-
-
-_LAYERS = (
-    *("conv1", "maxpool1", "conv2", "conv3", "maxpool2", "inception3a", "inception3b", "maxpool3"),
-    *(f"inception4{block}" for block in "abcde"),
-    *("maxpool4", "inception5a", "inception5b"),
-)
-
-
-class GoogLeNet(Pooled, TorchvisionGoogLeNet):
-    """torchvision's GoogLeNet (Inception V1 with batch norm) behind timm's interface, without auxiliary heads."""
-
-    fc: nn.Module
-
-    def __init__(
-        self, num_classes: int = 1000, in_chans: int = 3, global_pool: str = "avg", drop_rate: float = 0.2
-    ) -> None:
-        if in_chans != 3:
-            raise ValueError(f"googlenet takes in_chans=3, not {in_chans}")
-        super().__init__(num_classes=1000, aux_logits=False, init_weights=True, dropout=drop_rate)
-        self._set_head(1024, num_classes, global_pool)
-        self.feature_info = [
-            {"num_chs": 64, "reduction": 2, "module": "conv1"},
-            {"num_chs": 192, "reduction": 4, "module": "conv3"},
-            {"num_chs": 480, "reduction": 8, "module": "inception3b"},
-            {"num_chs": 832, "reduction": 16, "module": "inception4e"},
-            {"num_chs": 1024, "reduction": 32, "module": "inception5b"},
-        ]
-        if num_classes != 1000:  # those 1000 are there already, and random numbers were drawn for them
-            self.fc = self._classifier(num_classes)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, 224, 224], normalised to [-1, 1] -> feature maps [B, 1024, 7, 7]."""
-        for _, piece in self.pieces():
-            x = piece(x)
-        return x
-
-    def pieces(self) -> list[tuple[str, nn.Module]]:
-        """The modules that `forward_features` goes through, one after the other, with their names."""
-        return [(name, getattr(self, name)) for name in _LAYERS]
-
-
-def _without_auxiliary_heads(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if not name.startswith(("aux1.", "aux2."))}
-
-
-@register_model
-def googlenet(pretrained: bool = False, **kwargs: Any) -> GoogLeNet:
-    """GoogLeNet (Szegedy et al. 2015): 1024 pooled features at `num_classes=0`."""
-    options = {"pretrained_filter_fn": _without_auxiliary_heads, "feature_cfg": {"feature_cls": "hook"}, **kwargs}
-    return build_model_with_cfg(GoogLeNet, "googlenet", pretrained, **options)
 
 
 def create_backbone(
@@ -213,7 +131,11 @@ def check_backbone(name: str, pretrained: bool, checkpoint_path: str | None) -> 
         known = ", ".join(timm.list_pretrained(f"{architecture}.*")) or "none"
         raise ValueError(f"backbone.name={name}: {architecture} has no weights {tag} (it has {known})") from error
     if pretrained and checkpoint_path is None and not timm.is_model_pretrained(name):
-        raise ValueError(f"backbone.pretrained=true is not possible: there are no weights of {name}")
+        cfg = timm.get_pretrained_cfg(name)
+        said = f"there are no weights of {name}"
+        if cfg is not None and cfg.notes:
+            said = f"no server has weights of {name}. Fetch them and set backbone.checkpoint_path=FILE: {cfg.notes[0]}"
+        raise ValueError(f"backbone.pretrained=true is not possible: {said}")
     if checkpoint_path is not None:
         check_file(checkpoint_path, "backbone.checkpoint_path")
 

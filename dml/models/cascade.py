@@ -19,7 +19,8 @@ class CascadeEmbedder(Embedder):
     """Levels of a network: each tap has a head of its own, as GoogLeNet's auxiliary classifiers, the last its features.
 
     A tap's feature maps are averaged to tap_grid x tap_grid places, go through a 1 x 1 convolution and a layer of
-    `hidden` (`neck`), each with a ReLU, and through dropout and a linear layer (`head`) to the level's columns. The
+    `hidden` (`neck`; of googlenet_bvlc with aux_heads they begin with the weights of its auxiliary classifiers), each
+    with a ReLU, and through dropout and a linear layer (`head`) to the level's columns. The
     last level is dropout and a linear layer of the network's features.
 
     Args:
@@ -86,6 +87,9 @@ class CascadeEmbedder(Embedder):
         self.neck = nn.ModuleList(
             _Neck(width, channels, hidden, tap_pool, tap_grid) for width in _widths(backbone, taps, self._seen)
         )
+        for neck, name in zip(self.neck, ("aux1", "aux2"), strict=False):
+            if isinstance(getattr(backbone, name, None), nn.Module):
+                _begin_with(neck, backbone, name)
         self.head = nn.ModuleList(nn.Linear(hidden, size) for size in sizes[:-1])
         self.head.append(nn.Linear(last, sizes[-1]))
         for layer in self.head:
@@ -115,6 +119,18 @@ class CascadeEmbedder(Embedder):
     def join(self, columns: Tensor) -> Tensor:
         """Columns [B, sum(groups)] -> embeddings [B, dim] to search with: each level's unit vector times its weight."""
         return joined(columns, self.sizes, self.weights)
+
+
+def _begin_with(neck: nn.Module, backbone: nn.Module, name: str) -> None:
+    """Move the weights of an auxiliary classifier of the backbone, which has no use for them, into a neck."""
+    try:
+        neck.load_state_dict(backbone.get_submodule(name).state_dict())
+    except RuntimeError as error:
+        raise ValueError(
+            f"backbone.aux_heads=true is not possible: {name} does not fit embedder.taps, channels, hidden and "
+            f"tap_grid ({' '.join(str(error).split())[:200]})"
+        ) from error
+    delattr(backbone, name)
 
 
 class _Neck(nn.Module):

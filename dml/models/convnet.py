@@ -5,7 +5,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from dml.models.pooling import Pooled
+from dml.models.chained import Chained
 
 # Mean and deviation are about those of the digits: light strokes on a dark ground.
 _SMALL = {
@@ -38,25 +38,36 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-class ConvNet(Pooled):
-    """Convolutions over images [B, 3, H, W], pooled to features [B, head_hidden_size]."""
+class ConvNet(Chained):
+    """Convolutions over images [B, 3, H, W], pooled to features [B, head_hidden_size].
+
+    Args:
+        features: the layers.
+        stages: names and channels of those whose maps may be taken, the last of all among them.
+        num_classes, global_pool, drop_rate: as of timm's networks.
+    """
 
     def __init__(
-        self, features: nn.Sequential, num_features: int, num_classes: int, global_pool: str, drop_rate: float
+        self,
+        features: nn.Sequential,
+        stages: list[tuple[str, int]],
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float,
     ) -> None:
         super().__init__()
         self.features = features
-        self._set_head(num_features, num_classes, global_pool)
+        self._set_head(stages[-1][1], num_classes, global_pool)
+        self.chain = tuple(f"features.{i}" for i in range(len(features)))
         self.feature_info = [
-            {"num_chs": layer.out_channels, "reduction": 2 ** (i + 1), "module": name}
-            for i, (name, layer) in enumerate((n, m) for n, m in self.named_modules() if isinstance(m, nn.Conv2d))
+            {"num_chs": width, "reduction": 2 ** (i + 1), "module": name} for i, (name, width) in enumerate(stages)
         ]
         self.dropout = nn.Dropout(drop_rate)
         self.fc = self._classifier(num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> feature maps [B, num_features, h, w]."""
-        return self.features(x)
+        return super().forward_features(x) if self.grad_checkpointing else self.features(x)
 
 
 class _TwoConvolutions(ConvNet):
@@ -75,7 +86,7 @@ class _TwoConvolutions(ConvNet):
             # An image of 28 x 28 arrives here as 8 x 8: an ordinary 2 x 2 pooling; others are brought to size.
             nn.AdaptiveMaxPool2d(4),
         )
-        super().__init__(features, 32, num_classes, global_pool, drop_rate)
+        super().__init__(features, [("features.2", 16), ("features.5", 32)], num_classes, global_pool, drop_rate)
 
 
 class _FourBlocks(ConvNet):
@@ -91,7 +102,8 @@ class _FourBlocks(ConvNet):
             )
             for i in range(4)
         ]
-        super().__init__(nn.Sequential(*blocks), 64, num_classes, global_pool, drop_rate)
+        stages = [(f"features.{i}", 64) for i in range(4)]
+        super().__init__(nn.Sequential(*blocks), stages, num_classes, global_pool, drop_rate)
 
 
 def _feature_maps(stages: int) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dml.models.caffemodel import read_caffemodel
+
 State = Mapping[str, Tensor]
 Filter = Callable[..., dict[str, Tensor]]
 
@@ -84,7 +86,7 @@ def check_file(path: str | Path, key: str) -> None:
 
 
 def read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
-    """The named tensors of a file of PyTorch or safetensors, read without running code, and where in it they were.
+    """The named tensors of a file of PyTorch, safetensors or Caffe, read without running code, and their place in it.
 
     Raises:
         ValueError: the file cannot be read, or holds no named tensors, or several sets of them; names the config key.
@@ -110,6 +112,8 @@ def read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _read(path: str) -> Any:
+    if path.endswith(".caffemodel"):
+        return read_caffemodel(path)
     with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":  # eight bytes of length, then JSON

@@ -95,7 +95,7 @@ def test_the_papers_network():
     ("given", "said"),
     [
         ({"dim": 7}, r"embedder\.dim=7 must be a multiple of embedder\.learners=3|embedder\.dim=7 is not possible"),
-        ({"backbone": create_backbone(name="convnet4")}, r"embedder=attention needs .* _FourBlocks has no pieces"),
+        ({"backbone": create_backbone(name="test_resnet")}, r"embedder=attention needs .* ResNet has no pieces"),
         ({"cut": "layer1"}, r"embedder\.cut=layer1 is not possible: it must be one of first, second, third, pool"),
         ({"attention_to": "first"}, r"embedder\.attention_to=first does not come after embedder\.cut=first"),
         (

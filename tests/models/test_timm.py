@@ -3,11 +3,15 @@
 import pytest
 import timm
 import torch
+from timm.models import group_parameters
 
 from dml.models import backbones  # noqa: F401  (registers them)
 from dml.models.pooling import pool
 
-NETWORKS = {"googlenet": (64, 1024), "convnet": (28, 32), "convnet4": (28, 64)}
+NETWORKS = {
+    **{"googlenet": (64, 1024), "bninception": (64, 1024), "googlenet_bvlc": (64, 1024)},
+    **{"convnet": (28, 32), "convnet4": (28, 64)},
+}
 names = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -83,6 +87,54 @@ def test_feature_maps_of_every_stage(name):
     assert len(maps) == len(model.feature_info) >= 2
     sides = [m.shape[-1] for m in maps]
     assert sides == sorted(sides, reverse=True)
+
+
+@names
+def test_maps_on_the_way_are_those_of_features_only(name):
+    model, x = build(name, num_classes=0), images(name)
+    with torch.no_grad():
+        expected = build(name, features_only=True)(x)
+        last, maps = model.forward_intermediates(x)
+        assert len(maps) == len(expected) and all(map(torch.equal, maps, expected))
+        assert torch.equal(last, model.forward_features(x))
+        assert [m.shape[1] for m in maps] == [info["num_chs"] for info in model.feature_info]
+        if name != "convnet":  # which cuts off the edges, too
+            assert [x.shape[3] // info["reduction"] for info in model.feature_info] == [m.shape[3] for m in maps]
+        chosen = model.forward_intermediates(x, indices=[0, -1], intermediates_only=True)
+        assert len(chosen) == 2 and torch.equal(chosen[0], maps[0]) and torch.equal(chosen[1], maps[-1])
+        early, _ = model.forward_intermediates(x, indices=[0], stop_early=True)
+        assert torch.equal(early, maps[0])
+        weights = sum(p.numel() for p in model.parameters())
+        assert model.prune_intermediate_layers([0]) == [0]
+        assert torch.equal(model(x), maps[0]) and model.num_features == maps[0].shape[1]
+        assert sum(p.numel() for p in model.parameters()) < weights
+
+
+@names
+def test_pieces_are_the_network_and_its_layers(name):
+    model, x = build(name, num_classes=5), images(name)
+    with torch.no_grad():
+        maps = x
+        for _, piece in model.pieces():
+            maps = piece(maps)
+        assert torch.equal(maps, model.forward_features(x))
+    layers = group_parameters(model, model.group_matcher(), reverse=True)
+    trained = [name for name, piece in model.pieces() if list(piece.parameters())]
+    assert sorted(set(layers.values())) == list(range(len(trained) + 1))  # and the classifier behind them
+    for weight, layer in layers.items():
+        assert weight.startswith([*trained, "fc"][layer] + "."), weight
+
+
+@names
+def test_maps_computed_twice_have_the_same_gradient(name):
+    x, gradients = images(name, 4), []
+    for twice in (False, True):
+        model = build(name, num_classes=0)
+        model.set_grad_checkpointing(twice)
+        model(x).square().mean().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
 
 
 @names
