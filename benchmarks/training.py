@@ -225,7 +225,14 @@ def start_up(rounds: int) -> None:
         subprocess.run([sys.executable, "train.py", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         helped.append(time.perf_counter() - start)
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "train.py", "logger=csv", "checkpoint_minutes=1e-9", f"hydra.run.dir={folder}"]
+            command = [
+                sys.executable,
+                "train.py",
+                "experiment=digits",
+                "logger=csv",
+                "checkpoint_minutes=1e-9",
+                f"hydra.run.dir={folder}",
+            ]
             start = time.perf_counter()
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
             while not list(Path(folder).glob("checkpoints/last*.ckpt")) and process.poll() is None:

@@ -102,7 +102,7 @@ def read_parts(cfg: DictConfig) -> tuple[Source, Records | None]:
     return _without_broken(cfg, *build_source(cfg, validate=cfg.protocol.validate))[:2]
 
 
-def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = False) -> Built:
+def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = False, zero_shot: bool = False) -> Built:
     """Build data and model.
 
     Args:
@@ -111,6 +111,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         for_evaluation: weights come from a checkpoint, and the training set may be another one: no downloads, and no
             checks of what only training needs.
         resumed: weights come from a checkpoint.
+        zero_shot: an evaluation without a checkpoint: weights are the pretrained ones.
 
     Raises:
         ValueError: the config does not go with the data, or a part with the machine; names the key.
@@ -151,7 +152,8 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         reads_ahead=light,
         own_index=source.own_index,
     )
-    embedder = make_embedder(cfg, from_checkpoint=for_evaluation or resumed)
+    from_checkpoint = resumed or (for_evaluation and not zero_shot)
+    embedder = make_embedder(cfg, from_checkpoint=from_checkpoint)
     if not for_evaluation:
         fill_in(cfg, source, embedder)
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -159,7 +161,7 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
     file = cfg.embedder.get("checkpoint_path") or cfg.backbone.get("checkpoint_path")
     if not file and cfg.backbone.get("pretrained"):
         file = packaged_file(str(cfg.backbone.get("name")))
-    if file and not (for_evaluation or resumed):  # whose config carries it from then
+    if file and not from_checkpoint:  # whose config carries it from then
         config["weights_sha256"] = fingerprint(file)
     model = make_learner(cfg, embedder, config, **({} if for_evaluation else _engine(cfg)))
     return Built(source, data, model, broken, validation)

@@ -62,6 +62,12 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
         sys.exit(f"{error.filename}: {error.strerror}. Give another hydra.run.dir=DIR (a sweep: hydra.sweep.dir=DIR)")
 
 
+def is_zero_shot(arguments: list[str]) -> bool:
+    """Whether a command line of evaluate.py names a network and no checkpoint."""
+    named = any(one.startswith(("model=", "backbone=", "backbone.")) for one in arguments)
+    return named and not any(one.startswith("ckpt_path=") for one in arguments)
+
+
 def checkpoint_given(arguments: list[str]) -> Path | None:
     """The checkpoint that ckpt_path names on a command line as Hydra reads it, of several the first.
 
@@ -76,7 +82,7 @@ def checkpoint_given(arguments: list[str]) -> Path | None:
     if not given or not given[-1]:
         raise ValueError(
             "ckpt_path=FILE is needed: a best.ckpt or last.ckpt that train.py wrote, or the folder of its run; "
-            "ckpt_path=[A,B] evaluates several side by side"
+            "ckpt_path=[A,B] evaluates several side by side. A pretrained network as it is: model=NAME"
         )
     paths = [Path(one).expanduser() for one in given[-1]]
     found = [checkpoint_in(path, "ckpt_path") for path in paths]

@@ -124,6 +124,15 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
     }
 
 
+def row_of_zero_shot(built: Built, code: str) -> dict[str, Any]:
+    """The row of a network that nobody has trained here: nothing of the loss, nor of how it is minimised."""
+    untrained = ("loss", "sampler", "batch", "optimizer", "scheduler", "frozen", "callbacks", "engine")
+    row = row_of(built, 0, None, code) | dict.fromkeys(untrained)
+    parts = {name: sizes for name, sizes in row["parts"].items() if name in ("test", "gallery")}
+    numbers = {"train_images": 0, "train_classes": 0, "parts": parts}
+    return row | numbers | {"method": "zero-shot", "trainer": {"precision": row["trainer"].get("precision")}}
+
+
 def row_of_evaluation(
     built: Built, checkpoint: dict[str, Any], trained_on: TrainedOn | None, leak: str | None, code: str
 ) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dml.app.launch import is_command_of_its_own, run_as_command
 from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
-from dml.app.row import method_of, row_of, row_of_evaluation
+from dml.app.row import method_of, row_of, row_of_evaluation, row_of_zero_shot
 from dml.app.schema import resolved
 from dml.app.search import validated_in
 from dml.app.settings import Evaluation, Model
@@ -227,7 +227,7 @@ def _write(file: Path, metrics: dict[str, float], row: dict[str, Any], **more: A
 
 
 def run_evaluate(cfg: DictConfig) -> dict[str, float]:
-    """Rebuild data and model from a checkpoint and evaluate the test set again.
+    """Rebuild data and model from a checkpoint and evaluate the test set again; without one, a pretrained network.
 
     Writes evaluation.json, with the same fields as metrics.json, into the run's folder.
 
@@ -237,7 +237,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     with held(folder):
-        return _evaluate(cfg, folder)
+        return _evaluate(cfg, folder) if "ckpt_path" in cfg else _evaluate_pretrained(cfg, folder)
 
 
 def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
@@ -276,6 +276,33 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         row = row_of_evaluation(built, checkpoint, trained_on, leak, code_version(trained))
         if joined := parts_of_row(paths, checkpoints):
             row["joined"] = joined
+        _write(folder / "evaluation.json", metrics, row)
+        save_pictures(trainer, built, metrics, row, folder)
+        _print_table(metrics, folder)
+    return metrics
+
+
+def _evaluate_pretrained(cfg: DictConfig, folder: Path) -> dict[str, float]:
+    """What a network is worth before anybody trains it: the score to beat, on the test part that training would test.
+
+    Raises:
+        ValueError: a mistake in the config; names the key.
+    """
+    expand_home(cfg)
+    left_out = leave_out(cfg, HydraConfig.get().overrides.task, pydoc.locate)
+    check_config(cfg)
+    for line in left_out:
+        log.warning(line)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)  # of a head, if one is asked for
+    trainer = build_trainer(cfg, folder)
+    built = build(cfg, for_evaluation=True, zero_shot=True)
+    _list_broken(built, folder)
+    trainer.test(built.model, built.data, verbose=False)
+    metrics = built.model.test_metrics
+    if trainer.is_global_zero:
+        row = row_of_zero_shot(built, code_version(cfg))
         _write(folder / "evaluation.json", metrics, row)
         save_pictures(trainer, built, metrics, row, folder)
         _print_table(metrics, folder)
