@@ -121,7 +121,7 @@ def test_backbone_and_embedder(choice):
     for head in set(choices("embedder")) - set(NETWORK_OF):
         with torch.device("meta"):
             embedder = make(resolved("embedder", head), backbone=make(node)).eval()
-            assert embedder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape == (1, 512)
+            assert embedder.join(embedder(torch.zeros(1, 3, size, size, dtype=torch.uint8))).shape == (1, 512)
 
 
 @pytest.mark.parametrize("head", NETWORK_OF)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _GROUPS = ("backbone", "embedder", "transform")  # what decides features, beside weights and images
 _HEAD = frozenset({"dim", "head", "normalize", "checkpoint_path", "pretrained"})  # of these groups, what does not
+_HEAD |= {"sizes", "weights", "detached", "unit_weights"}  # of embedder=groups
 
 
 class FeatureDataset(Dataset[tuple[Tensor, int, int]]):

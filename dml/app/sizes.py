@@ -75,8 +75,8 @@ def group_problems(node: Any, loss: nn.Module, embedder: nn.Module) -> Iterator[
         )
     if dim is not None and sum(groups) > dim and not getattr(loss, "takes_copies", False):
         yield (
-            f"embedder.detached=true makes columns for training alone, of which {type(loss).__name__} makes no use: "
-            "embedder.detached=false (loss=bier uses them with loss.adversarial greater than 0)"
+            f"embedder={name} gives columns for training alone, of which {type(loss).__name__} makes no use: take the "
+            "loss that they are for (embedder=groups: embedder.detached=false, or loss=bier with loss.adversarial)"
         )
 
 

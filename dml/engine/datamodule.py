@@ -176,7 +176,7 @@ class RetrievalData(pl.LightningDataModule):
         Args:
             parts: as `parts` has them.
         """
-        self._train, self._test = parts["training"], parts["test"]
+        self._train, self._test, self._plain_train = parts["training"], parts["test"], parts["training"]
         self._validation, self._gallery = parts.get("validation"), parts.get("gallery")
         self._workers, self._reads_ahead = 0, False
 

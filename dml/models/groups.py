@@ -1,7 +1,7 @@
 """An embedding in groups of columns, each a learner of its own, for BIER and A-BIER and for `loss=per_group`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, MinLen
@@ -18,7 +18,7 @@ class GroupedEmbedder(Embedder):
     """Backbone and one linear layer whose columns are groups (Opitz et al. 2017); joined, each has a length of its own.
 
     Args:
-        backbone, dim, freeze_bn, pool, features, mean, std, checkpoint_path: as of Embedder.
+        backbone, dim, freeze_bn, freeze, pool, features, mean, std, checkpoint_path: as of Embedder.
         normalize: bring each group's columns to length 1 in training.
         sizes: widths of the groups, which add up to dim; those of BIER, the largest last, by default.
         weights: of the groups, that their unit vectors are multiplied by for search; None: the group's share of dim, as
@@ -38,6 +38,7 @@ class GroupedEmbedder(Embedder):
         backbone: nn.Module,
         dim: Annotated[int, Gt(0)],
         freeze_bn: bool = False,
+        freeze: Literal["backbone"] | None = None,
         normalize: bool = False,
         pool: str | None = None,
         features: Annotated[int, Gt(0)] | None = None,
@@ -54,6 +55,7 @@ class GroupedEmbedder(Embedder):
             backbone=backbone,
             dim=dim,
             freeze_bn=freeze_bn,
+            freeze=freeze,
             normalize=normalize,
             pool=pool,
             features=features,

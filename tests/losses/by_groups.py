@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.losses.by_anchors import cosines, log_one_plus, spheric
-from tests.oracles import Matrix, contrastive, distances, dot, mean
+from tests.oracles import Matrix, contrastive, distances, dot, log_sum_exp, mean
 
 
 def columns(x: Tensor, groups: tuple[int, ...]) -> list[Tensor]:
@@ -154,3 +154,44 @@ def apart(x: Tensor, groups: tuple[int, ...], margin: float = 1.0, anchors: int 
         for i in range(len(learners[0]))
     ]
     return mean(images).item()
+
+
+def s2sd(
+    loss: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    temperature: float = 1.0,
+    weight: float = 50.0,
+    feature_weight: float = 50.0,
+    feature_step: int = 1000,
+    held: Tensor | None = None,
+) -> Tensor:
+    """With a contrastive loss, in training before its first step is counted; `held`: what the teachers see."""
+
+    def log_rows(z: Tensor) -> Matrix:
+        rows = [[dot(a, b) / temperature for b in z.tolist()] for a in z.tolist()]
+        return [[value - log_sum_exp(row) for value in row] for row in rows]
+
+    def divergence(teacher: Matrix, pupil: Matrix) -> float:
+        terms = [math.exp(t) * (t - p) for a, b in zip(teacher, pupil, strict=True) for t, p in zip(a, b, strict=True)]
+        return temperature**2 * math.fsum(terms) / len(teacher)
+
+    def target(features: Tensor, layers: nn.ModuleList) -> Tensor:
+        (w1, b1), (w2, b2) = ((layer.weight.double(), layer.bias.double()) for layer in layers)
+        hidden = [
+            [max(0.0, dot(r, f) + b) for r, b in zip(w1.tolist(), b1.tolist(), strict=True)] for f in features.tolist()
+        ]
+        made = [[dot(r, h) + b for r, b in zip(w2.tolist(), b2.tolist(), strict=True)] for h in hidden]
+        return spheric(torch.tensor(made, dtype=torch.float64))
+
+    if len(loss.groups) == 1:
+        return per_group(loss, x, labels)
+    small, features = columns(x, loss.groups)
+    then = columns(x if held is None else held, loss.groups)[1]
+    pupil = log_rows(spheric(small))
+    taught = [divergence(log_rows(target(then, layers)), pupil) for layers in loss.targets]
+    losses = [contrastive(target(features, layers), labels) for layers in loss.targets]
+    value = (contrastive(spheric(small), labels) + sum(losses) / len(losses)) / 2 + weight * sum(taught) / len(taught)
+    if feature_step == 0:
+        value = value + feature_weight * divergence(log_rows(spheric(then)), pupil)
+    return value

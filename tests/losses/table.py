@@ -42,6 +42,7 @@ from dml.losses.proxy_nca import ProxyNCALoss
 from dml.losses.ranked_list import RankedListLoss
 from dml.losses.recall_at_k import RecallAtKLoss
 from dml.losses.roadmap import RoadmapLoss
+from dml.losses.s2sd import S2SDLoss
 from dml.losses.sigmoid_pairs import SigmoidPairsLoss
 from dml.losses.smooth_ap import SmoothAPLoss
 from dml.losses.snr import SNRLoss
@@ -151,12 +152,20 @@ def per_group(**options: Any) -> nn.Module:
     return PerGroupLoss(loss=ContrastiveLoss(), **options)
 
 
+def s2sd(**options: Any) -> nn.Module:
+    """S2SD around a contrastive loss; one column cannot be both embedding and features."""
+    if len(options["groups"]) == 1:
+        return per_group(groups=options["groups"])
+    return S2SDLoss(**{"loss": ContrastiveLoss(), "targets": (3,), **options})
+
+
 # Those of columns in groups; their oracles take the loss first.
 GROUPED = {
     "hdc": Known(HDCLoss, by_groups.hdc, {"ratios": (0.7, 0.5)}),
     "bier": Known(BIERLoss, by_groups.bier, {}),
     "bier, eta": Known(BIERLoss, by_groups.bier, {"boosting": "eta", "cost": 5.0}),
     "bier, adversarial": Known(BIERLoss, by_groups.bier, {"adversarial": 0.1, "weight_penalty": 0.1, "hidden": 4}),
+    "s2sd": Known(s2sd, by_groups.s2sd, {"feature_step": 0, "weight": 1.0, "feature_weight": 1.0}),
     "per_group": Known(per_group, by_groups.per_group, {"divergence": 0.5}),
 }
 
