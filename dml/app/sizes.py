@@ -66,17 +66,17 @@ def group_problems(node: Any, loss: nn.Module, embedder: nn.Module) -> Iterator[
     """
     groups, dim = groups_of(embedder, None), getattr(embedder, "dim", None)
     *_, name = type(embedder).__module__.split(".")
-    if len(groups) > 1 and not _tells_apart(node):
+    if dim is not None and sum(groups) > dim and not getattr(loss, "takes_copies", False):
+        yield (
+            f"embedder={name} gives columns for training alone, of which {type(loss).__name__} makes no use: take the "
+            "loss that they are for (embedder=groups: embedder.detached=false, or loss=bier with loss.adversarial)"
+        )
+    elif len(groups) > 1 and not _tells_apart(node):
         package, _, rest = node["_target_"].partition("dml.losses.")
         own = "NAME" if package or not rest else rest.split(".")[0]
         yield (
             f"embedder={name} has {len(groups)} groups of columns, which {type(loss).__name__} does not tell apart: "
             f"loss=per_group loss@loss.loss={own}"
-        )
-    if dim is not None and sum(groups) > dim and not getattr(loss, "takes_copies", False):
-        yield (
-            f"embedder={name} gives columns for training alone, of which {type(loss).__name__} makes no use: take the "
-            "loss that they are for (embedder=groups: embedder.detached=false, or loss=bier with loss.adversarial)"
         )
 
 

@@ -27,6 +27,10 @@ def test_a_loss_that_knows_no_groups_is_refused_with_the_command_that_works():
     check_config(composed("train", *GROUPS, "loss=memory", "loss@loss.loss=per_group"))
 
 
+def test_columns_for_training_alone_need_a_loss_that_they_are_for():
+    assert said("embedder=with_features", "loss=nra").startswith("embedder=with_features gives columns for training")
+
+
 def test_losses_around_and_inside_have_the_sizes_that_they_see():
     loss = {"_target_": "a", "embedding_dim": None, "loss": {"_target_": "b", "groups": None}}
     loss["loss"]["loss"] = {"_target_": "c", "embedding_dim": None, "num_classes": None, "groups": None}
@@ -43,7 +47,10 @@ def test_losses_around_and_inside_have_the_sizes_that_they_see():
         (("loss=per_group", "loss@loss.loss=proxy_nca"), r"loss.loss.embedding_dim cannot be 2 and 4, the widths of"),
         (("loss=hdc",), "loss.ratios=[1.0, 0.5, 0.2] is not possible: it must be a share in (0, 1] for each of the 2"),
         (("loss=bier", "loss.adversarial=1"), "loss.adversarial=1 is not possible: it must be 0, or embedder.detached"),
-        (("loss=bier", "embedder.detached=true"), "embedder.detached=true makes columns for training alone, of which"),
+        (
+            ("loss=bier", "embedder.detached=true"),
+            "embedder=groups gives columns for training alone, of which BIERLoss makes no use: take the",
+        ),
         (("loss=bier", "embedder.sizes=[2,3]"), "embedder.sizes=[2, 3] add up to 5, which is not embedder.dim=6"),
         (("loss=bier", "loss.groups=[2,0]"), "loss.groups=[2, 0] is not possible"),
         (("loss=bier", "loss.alpha=-1"), "loss.alpha=-1 is not possible: it must be a number greater"),
