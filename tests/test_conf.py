@@ -77,6 +77,10 @@ def test_loss(choice):
 def test_loss_repeats_the_defaults_of_its_class(choice):
     node = resolved("loss", choice)
     parameters = dict(inspect.signature(pydoc.locate(node.pop("_target_"))).parameters)
+    if "losses" in parameters:  # it wraps some, each of which has a file of its own and a weight
+        losses, weights = ((parameters.pop(key), node.pop(key))[1] for key in ("losses", "weights"))
+        assert [resolved("loss", "smooth_ap"), resolved("loss", "calibration")] == list(losses.values())
+        assert losses.keys() == weights.keys() and set(weights.values()) == {1.0}
     if "loss" in parameters:  # it wraps another, which has a file of its own
         assert parameters.pop("loss").default is inspect.Parameter.empty
         assert node.pop("loss") == resolved("loss", "contrastive")

@@ -29,7 +29,7 @@ from dml.app.network import network_problems
 from dml.app.one_batch import batches_of_an_epoch
 from dml.app.schema import fits, resolved, shown
 from dml.app.settings import IMAGES, Optimizing, Training, loggers_of, without
-from dml.app.sizes import fill_in_sizes, leaves_open
+from dml.app.sizes import fill_in_sizes, leaves_open, too_few_classes
 from dml.data.dataset import Records, Source
 from dml.data.splits import TWO_CLASSES
 from dml.models.backbones import check_backbone, create_backbone
@@ -225,10 +225,7 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
         problems.append(
             f"sampler.classes_per_batch={k} is more than the {counted(classes, 'training class')}{held_out}"
         )
-    if cfg.loss.get("num_classes") is not None and cfg.loss.num_classes < classes:
-        problems.append(
-            f"loss.num_classes={cfg.loss.num_classes} is less than the {counted(classes, 'training class')}"
-        )
+    problems += too_few_classes(cfg.loss, classes)
     problems += _sized(cfg, classes)
     if classes < 2:
         problems.append("data: the training part has one class, so no anchor has a negative")

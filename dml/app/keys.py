@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dml.app.another_target import leave_out
-from dml.app.schema import MISSING, Locate, problems_of, resolved, shown
+from dml.app.schema import MISSING, Locate, parts_in, problems_of, resolved, shown
 from dml.app.secrets import secrets_in
 from dml.app.settings import Model, Training
 from dml.app.unloaded import locate_unloaded
@@ -126,9 +126,8 @@ def _samples_needed(loss: dict[str, Any], locate: Locate) -> Iterator[tuple[int,
     """How many images of a class a loss needs and those that it wraps, each with its name."""
     yield getattr(locate(loss["_target_"]), "min_samples_per_class", 1), loss["_target_"]
     for value in loss.values():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, dict) and "_target_" in one:
-                yield from _samples_needed(one, locate)
+        for _, one in parts_in(value):
+            yield from _samples_needed(one, locate)
 
 
 def measured(config: dict[str, Any]) -> list[str] | None:

@@ -119,12 +119,22 @@ def _value(name: str, value: Any, hint: Any, locate: Locate, later: tuple[str, .
             yield from _value(f"{name}.{i}", one, get_args(hint)[0], locate)
     elif not fits(value, hint):
         yield Problem(name, value, f"{name}={shown(value)} is not possible: it must be {describe(hint)}")
-    elif isinstance(value, dict) and "_target_" in value:  # an argument that is a part itself
-        yield from _part(name, value, Part(later=later), locate)
-    elif isinstance(value, list):
-        for i, one in enumerate(value):
-            if isinstance(one, dict) and "_target_" in one:
-                yield from _part(f"{name}.{i}", one, Part(later=later), locate)
+    else:
+        for key, one in parts_in(value):  # an argument that is a part itself, or holds some
+            yield from _part(f"{name}{key}", one, Part(later=later), locate)
+
+
+def parts_in(value: Any) -> Iterator[tuple[str, Any]]:
+    """The parts of an argument, with what follows its name in theirs: itself, or those in a list or by names."""
+    if hasattr(value, "keys"):
+        if "_target_" in value:
+            yield "", value
+            return
+        inner = list(value.items())
+    else:
+        inner = list(enumerate(value)) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    for key, one in inner:
+        yield from ((f".{key}{rest}", part) for rest, part in parts_in(one))
 
 
 def _part(name: str, node: Any, part: Part, locate: Locate) -> Iterator[Problem]:

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from dml.app.schema import parameters_of
+from dml.app.schema import parameters_of, parts_in
 from dml.app.settings import LATER
+from dml.words import counted
 
 
 def inner_losses(loss: Any) -> Iterator[Any]:
-    """The nodes of the losses that a node wraps, alone or in a list."""
+    """The nodes of the losses that a node wraps: alone, in a list, or by names."""
     for value in loss.values():
-        several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-        yield from (one for one in several if hasattr(one, "keys") and "_target_" in one)
+        yield from (one for _, one in parts_in(value))
 
 
 def leaves_open(loss: Any, key: str) -> bool:
@@ -51,6 +51,16 @@ def fill_in_sizes(loss: Any, groups: Sequence[int], num_classes: int) -> None:
         groups = widths[:1]
     for inner in inner_losses(loss):
         fill_in_sizes(inner, groups, num_classes)
+
+
+def too_few_classes(loss: Any, classes: int, name: str = "loss") -> Iterator[str]:
+    """A line for each num_classes, in a node or in those that it wraps, that is less than the training classes."""
+    given = loss.get("num_classes")
+    if given is not None and given < classes:
+        yield f"{name}.num_classes={given} is less than the {counted(classes, 'training class')}"
+    for key, value in loss.items():
+        for rest, one in parts_in(value):
+            yield from too_few_classes(one, classes, f"{name}.{key}{rest}")
 
 
 def group_problems(node: Any, loss: nn.Module, embedder: nn.Module) -> Iterator[str]:

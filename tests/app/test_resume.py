@@ -78,6 +78,29 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path, uninterrupted):
     assert_same_end(resumed, uninterrupted)
 
 
+# Losses together whose checkpoints carry more than the embedder's: weights of their own, draws, earlier batches.
+STATEFUL = (
+    *("loss=sum", "loss@loss.losses.first=margin", "loss@loss.losses.second=proxy_anchor"),
+    *("+loss@loss.losses.third=memory", "loss.losses.third.size=120", "loss.losses.third.start_step=1"),
+    *("+loss@loss.losses.fourth=recall_at_k", "loss.losses.fourth.mixup=true"),
+    *("+loss@loss.losses.fifth=hist", "loss.losses.fifth.hidden=4"),
+    *("+loss.weights.third=0.5", "+loss.weights.fourth=1", "+loss.weights.fifth=0.1"),
+    "+optimizer.groups=[{of: loss.losses.first.beta, lr: 50, weight_decay: 0}, {of: loss.losses.second, lr: 100}]",
+)
+
+
+def test_losses_with_a_state_of_their_own_go_on(tmp_path):
+    common = (*STATEFUL, "trainer.val_check_interval=2", "scheduler=none")
+    whole = train(tmp_path / "whole", *common, "trainer.max_steps=4")
+    train(tmp_path / "first", *common, "trainer.max_steps=2")
+    resumed = train(tmp_path / "second", *common, "trainer.max_steps=4", f"resume={tmp_path / 'first'}")
+    assert_same_end(resumed, whole)
+    state = whole.checkpoint()["state_dict"]
+    assert state["loss.losses.first.beta"].shape == (10,) and (state["loss.losses.first.beta"] != 1.2).all()
+    steps = [state[f"loss.losses.{name}._extra_state"]["step"] for name in ("first", "third", "fourth")]
+    assert steps == [4, 4, 4] and state["loss.losses.third._extra_state"]["stored"] == 150
+
+
 def test_how_a_step_is_carried_out_may_change(tmp_path, uninterrupted):
     folder = stopped(tmp_path / "first", 15)
     run = train(tmp_path / "second", *STEPS, f"resume={folder}", "engine.micro_batch=16")

@@ -233,12 +233,9 @@ def test_any_override_composes_and_passes_or_is_named(place, text):
 
 
 # Range and constructor are two statements of one thing; they must agree. Types are those of the signature.
+WRAPPERS = (".CrossBatchMemory", ".PerGroupLoss", ".MatryoshkaLoss", ".SumLoss")
 CONSTRUCTED = [
-    *(
-        (target, {})
-        for target in TARGETS
-        if ".losses." in target and not target.endswith((".CrossBatchMemory", ".PerGroupLoss", ".MatryoshkaLoss"))
-    ),
+    *((target, {}) for target in TARGETS if ".losses." in target and not target.endswith(WRAPPERS)),
     ("dml.losses.per_group.PerGroupLoss", {"loss": None}),
     ("dml.losses.memory.CrossBatchMemory", {"loss": None, "embedding_dim": 2}),
     ("dml.losses.matryoshka.MatryoshkaLoss", {"loss": None, "embedding_dim": 2}),
@@ -342,3 +339,18 @@ def test_weights_that_no_machine_could_hold_are_told_with_the_number_of_classes(
     check_config(cfg)
     with pytest.raises(ValueError, match=r"loss\.proxies_per_class=10000000 is not .* at most .* classes"):
         check_data(cfg, *build_source(cfg, validate=True))
+
+
+def test_keys_of_losses_by_name_are_held_against_their_signatures():
+    third = ("+loss@loss.losses.third=proxy_anchor", "+loss.weights.third=1")
+    check_config(composed("train", "loss=sum", *third))
+    wrong = ("loss.losses.first.temperature=0", "+loss.losses.third.alhpa=2", "sampler.samples_per_class=1")
+    with pytest.raises(ValueError) as told:
+        check_config(composed("train", "loss=sum", *third, *wrong))
+    said = str(told.value)
+    assert "loss.losses.first.temperature=0 is not possible: it must be a number greater than 0" in said
+    assert "loss.losses.third.alhpa is no key: there is alpha" in said
+    with pytest.raises(ValueError, match=r"sampler\.samples_per_class=1 .* SmoothAPLoss needs at least 2"):
+        check_config(composed("train", "loss=sum", *third, wrong[2]))
+    with pytest.raises(ValueError, match=r"^loss\.weights\.third=null is not possible: it must be a number"):
+        check_config(composed("train", "loss=sum", third[0]))

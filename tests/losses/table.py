@@ -47,6 +47,7 @@ from dml.losses.sigmoid_pairs import SigmoidPairsLoss
 from dml.losses.smooth_ap import SmoothAPLoss
 from dml.losses.snr import SNRLoss
 from dml.losses.soft_triple import SoftTripleLoss
+from dml.losses.sum import SumLoss
 from dml.losses.sup_ap import SupAPLoss
 from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
@@ -129,6 +130,17 @@ def htl(embedding_dim: int, num_classes: int, **options: Any) -> nn.Module:
     return loss
 
 
+def sum_of(embedding_dim: int, num_classes: int) -> nn.Module:
+    """A pair loss beside one with weights of its own."""
+    proxies = ProxyAnchorLoss(embedding_dim=embedding_dim, num_classes=num_classes)
+    return SumLoss(losses={"first": SupConLoss(), "second": proxies}, weights={"first": 1.0, "second": 0.3})
+
+
+def of_sum(loss: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Its oracle."""
+    return by_anchors.sup_con(x, labels) + 0.3 * by_proxies.proxy_anchor(loss.losses["second"], x, labels)
+
+
 # Those that own weights of the classes; their oracles take the loss first.
 PROXIES = {
     "cross_entropy": Known(CrossEntropyLoss, by_proxies.cross_entropy, {}),
@@ -144,6 +156,7 @@ PROXIES = {
     "group": Known(GroupLoss, by_proxies.group, {"temperature": 2.0}),
     "multimodal": Known(MultimodalLoss, by_proxies.multimodal, {"proxies_per_class": 2}),
     "hist": Known(HISTLoss, by_proxies.hist, {"hidden": 4}),
+    "sum": Known(sum_of, of_sum, {}),
 }
 
 

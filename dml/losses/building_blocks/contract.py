@@ -94,7 +94,8 @@ def without_anchors(loss: nn.Module) -> str | None:
     """The name of this loss, or of one of its `losses`, if its forward takes no `anchors`; None: all take them."""
     if "anchors" not in inspect.signature(loss.forward).parameters:
         return type(loss).__name__
-    return next(filter(None, map(without_anchors, getattr(loss, "losses", ()))), None)
+    inner = getattr(loss, "losses", ())
+    return next(filter(None, map(without_anchors, inner.values() if isinstance(inner, nn.ModuleDict) else inner)), None)
 
 
 def zero(x: Tensor) -> Tensor:
