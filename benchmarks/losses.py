@@ -1,9 +1,10 @@
 """Losses forward and backward: ours, the plain formula under autograd, and pytorch-metric-learning.
 
-`python -m benchmarks.losses [--sizes 128 2048 8192] [--dim 512] [--device cpu|cuda]`. Every case sees the same batch: m
-normal embeddings, 4 of each class. Times are medians over rounds in which all cases take turns, after one to warm up.
-Extra memory is the peak of a process of its own over what it held before the call. A case that would take more memory
-than the machine has is left out by name.
+`python -m benchmarks.losses [--sizes 128 2048 8192] [--classes 11318 100000] [--dim 512] [--device cpu|cuda] [--rounds
+3] [--only NAME ...] [--no-memory]`. Every case sees the same batch: m normal embeddings, 4 of each class; those of the
+second table, with weights of `classes` classes, one of 512. Times are medians over rounds in which all cases take
+turns, after one to warm up. Extra memory is the peak of a process of its own over what it held before the call. A case
+that would take more memory or minutes than there are is left out by name.
 """
 
 import argparse
@@ -16,18 +17,39 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import by_turns, extra_memory, in_process, timed
+from dml.losses.angular import AngularLoss
+from dml.losses.arc_face import ArcFaceLoss
+from dml.losses.calibration import CalibrationLoss
 from dml.losses.circle import CircleLoss
+from dml.losses.clustering import ClusteringLoss
 from dml.losses.contrastive import ContrastiveLoss
+from dml.losses.cos_face import CosFaceLoss
+from dml.losses.cross_entropy import CrossEntropyLoss
 from dml.losses.fast_ap import FastAPLoss
 from dml.losses.generalized_lifted import GeneralizedLiftedLoss
+from dml.losses.group import GroupLoss
+from dml.losses.hist import HISTLoss
+from dml.losses.histogram import HistogramLoss
 from dml.losses.lifted import LiftedLoss
+from dml.losses.margin import MarginLoss
 from dml.losses.multi_similarity import MultiSimilarityLoss
+from dml.losses.multimodal import MultimodalLoss
 from dml.losses.nca import NCALoss
+from dml.losses.normalized_softmax import NormalizedSoftmaxLoss
 from dml.losses.npair import NPairLoss
+from dml.losses.npair_angular import NPairAngularLoss
 from dml.losses.nra import NRALoss
 from dml.losses.nt_xent import NTXentLoss
+from dml.losses.pddm import PDDMLoss
+from dml.losses.proxy_anchor import ProxyAnchorLoss
+from dml.losses.proxy_nca import ProxyNCALoss
+from dml.losses.ranked_list import RankedListLoss
 from dml.losses.recall_at_k import RecallAtKLoss
+from dml.losses.roadmap import RoadmapLoss
+from dml.losses.sigmoid_pairs import SigmoidPairsLoss
 from dml.losses.smooth_ap import SmoothAPLoss
+from dml.losses.snr import SNRLoss
+from dml.losses.soft_triple import SoftTripleLoss
 from dml.losses.sup_ap import SupAPLoss
 from dml.losses.sup_con import SupConLoss
 from dml.losses.triplet import TripletLoss
@@ -36,6 +58,7 @@ from dml.products import matmul
 
 Case = Callable[[Tensor, Tensor], Tensor]
 PER_CLASS = 4
+BATCH = 512  # of the tables by classes
 
 
 def plain_transfer(r: Tensor, alpha: float) -> Tensor:
@@ -63,23 +86,81 @@ def peers() -> dict[str, Case]:
     except ImportError:
         print("pytorch-metric-learning is not installed: pip install -e '.[bench]'", file=sys.stderr)
         return {}
-    hard, triplet = miners.BatchHardMiner(), losses.TripletMarginLoss(margin=1.0)
+    hard, triplet, mined = miners.BatchHardMiner(), losses.TripletMarginLoss(margin=1.0), miners.MultiSimilarityMiner()
+    similar, weighted = losses.MultiSimilarityLoss(2, 50, 0.5), miners.DistanceWeightedMiner(0.5, 1.4)
+    margin, snr = losses.MarginLoss(0.2, beta=1.2), losses.SignalToNoiseRatioContrastiveLoss()
     return {
         "hard triplet (pml)": lambda x, y: triplet(x, y, hard(x, y)),
         "contrastive (pml)": losses.ContrastiveLoss(),
+        "multi_similarity (pml)": lambda x, y: similar(x, y, mined(x, y)),
         "circle (pml)": losses.CircleLoss(),
         "sup_con (pml)": losses.SupConLoss(temperature=0.1),
         "nt_xent (pml)": losses.NTXentLoss(temperature=0.1),
         "nca (pml)": losses.NCALoss(),
         "tuplet_margin (pml)": losses.TupletMarginLoss(),
+        "ranked_list (pml)": losses.RankedListLoss(margin=0.4, Tn=10, alpha=1.2),
+        "margin (pml)": lambda x, y: margin(x, y, weighted(x, y)),
+        "calibration (pml)": losses.ThresholdConsistentMarginLoss(margin_plus=0.9, margin_minus=0.6),
+        "snr (pml)": snr,
+        "histogram (pml)": losses.HistogramLoss(n_bins=200),
+        "smooth_ap (pml)": losses.SmoothAPLoss(),
         "fast_ap (pml)": losses.FastAPLoss(),
-        "lifted (pml)": losses.GeneralizedLiftedStructureLoss(),
-        "lifted, eq. 3 (pml)": losses.LiftedStructureLoss(),
+        "npair (pml)": losses.NPairsLoss(),
+        "generalized_lifted (pml)": losses.GeneralizedLiftedStructureLoss(),
+        "lifted (pml)": losses.LiftedStructureLoss(),
+        "angular (pml)": losses.AngularLoss(alpha=45),
     }
 
 
-def cases(m: int) -> dict[str, Case]:
+def peers_with_weights(classes: int, dim: int) -> dict[str, Case]:
+    """The same for losses with weights of the classes."""
+    try:
+        from pytorch_metric_learning import losses
+    except ImportError:
+        return {}
+    return {
+        "normalized_softmax (pml)": losses.NormalizedSoftmaxLoss(classes, dim),
+        "cos_face (pml)": losses.CosFaceLoss(classes, dim),
+        "arc_face (pml)": losses.ArcFaceLoss(classes, dim),
+        "proxy_nca++ (pml)": losses.ProxyNCALoss(classes, dim, softmax_scale=9),
+        "proxy_anchor (pml)": losses.ProxyAnchorLoss(classes, dim),
+        "soft_triple, 2 centres (pml)": losses.SoftTripleLoss(classes, dim, centers_per_class=2),
+    }
+
+
+def with_weights(classes: int, dim: int) -> dict[str, Case]:
+    """Losses that own weights of very many classes."""
+    sizes = {"embedding_dim": dim, "num_classes": classes}
+    weights = torch.randn(classes, dim)
+    found: dict[str, Case] = {
+        "product": lambda x, y: x.sum() * 0 + once(x, weights, torch.mm),
+        "product (oneDNN)": lambda x, y: x.sum() * 0 + once(x, weights, lambda a, b: matmul(a, b.T)),
+        "cross_entropy": CrossEntropyLoss(**sizes),
+        "normalized_softmax": NormalizedSoftmaxLoss(**sizes),
+        "cos_face": CosFaceLoss(**sizes),
+        "arc_face": ArcFaceLoss(**sizes),
+        "proxy_nca": ProxyNCALoss(**sizes),
+        "proxy_nca++": ProxyNCALoss(**sizes, scale=9, include_positive=True),
+        "proxy_anchor": ProxyAnchorLoss(**sizes),
+        "soft_triple, 2 centres": SoftTripleLoss(**sizes, centers_per_class=2),
+        "hist": HISTLoss(**sizes),
+        **peers_with_weights(classes, dim),
+    }
+    return found
+
+
+def once(x: Tensor, weights: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """The three products of forward and backward pass: logits, gradient of the embeddings, gradient of the weights."""
+    with torch.no_grad():
+        logits = product(x.detach(), weights.T)
+        product(logits, weights)
+        product(logits.T, x.detach())
+    return 0.0
+
+
+def cases(m: int, dim: int) -> dict[str, Case]:
     """All cases that a machine can hold at this batch size."""
+    classes = max(1, m // PER_CLASS)
     found: dict[str, Case] = {
         "product": lambda x, y: x.sum() * 0 + blocked(x, torch.mm),
         "product (oneDNN)": lambda x, y: x.sum() * 0 + blocked(x, lambda a, b: matmul(a, b.T)),
@@ -90,22 +171,44 @@ def cases(m: int) -> dict[str, Case]:
         "all triplets": TripletLoss(mining="all"),
         "contrastive": ContrastiveLoss(),
         "lifted": LiftedLoss(),
+        "generalized_lifted": GeneralizedLiftedLoss(),
         "npair": NPairLoss(),
+        "npair_angular": NPairAngularLoss(),
+        "angular": AngularLoss(),
         "multi_similarity": MultiSimilarityLoss(),
         "circle": CircleLoss(),
         "sup_con": SupConLoss(),
         "nt_xent": NTXentLoss(),
-        "generalized_lifted": GeneralizedLiftedLoss(),
         "nca": NCALoss(),
         "tuplet_margin": TupletMarginLoss(),
+        "ranked_list": RankedListLoss(),
+        "ranked_list, tpami": RankedListLoss(form="tpami"),
+        "margin": MarginLoss(num_classes=classes),
+        "calibration": CalibrationLoss(),
+        "snr": SNRLoss(),
+        "snr, triplet": SNRLoss(form="triplet"),
+        "histogram": HistogramLoss(),
+        "sigmoid_pairs": SigmoidPairsLoss(),
         "smooth_ap": SmoothAPLoss(),
         "sup_ap": SupAPLoss(),
+        "roadmap": RoadmapLoss(),
         "fast_ap": FastAPLoss(),
         "recall_at_k": RecallAtKLoss(),
+        "clustering": ClusteringLoss(),
+        "group": GroupLoss(embedding_dim=dim, num_classes=classes),
+        "multimodal": MultimodalLoss(embedding_dim=dim, num_classes=classes),
+        "pddm": PDDMLoss(embedding_dim=dim),
         **peers(),
     }
-    limits = {"lifted, eq. 3 (pml)": 512, "nra (plain)": 16384}
+    # The first two would take minutes; the others m x m x m or m x m x d numbers.
+    limits = {"clustering": 512, "pddm": 2048, "multimodal": 512, "nra (plain)": 16384}
+    limits |= {name: 512 for name in ("lifted (pml)", "smooth_ap (pml)", "snr (pml)", "angular (pml)")}
+    limits |= {name: 2048 for name in ("tuplet_margin (pml)", "nt_xent (pml)", "histogram (pml)")}
     limits |= {name: 16384 for name in found if name.endswith("(pml)") and name not in limits}
+    return _within(found, m, limits)
+
+
+def _within(found: dict[str, Case], m: int, limits: dict[str, int]) -> dict[str, Case]:
     for name in [name for name, limit in limits.items() if name in found and m > limit]:
         print(f"left out at m = {m}: {name}")
         del found[name]
@@ -133,34 +236,54 @@ def step(case: Case, x: Tensor, labels: Tensor) -> None:
 
 
 def main() -> None:
-    """Print a table for each size."""
+    """Print a table for each size, and one for each number of classes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 2048, 8192])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[128, 2048, 8192])
+    parser.add_argument("--classes", type=int, nargs="*", default=[11318, 100000])
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        case = partial(step, cases(options.sizes[0])[options.memory])
-        large, small = (batch(m, options.dim, options.device) for m in (options.sizes[0], 64))
+    if options.memory_of:
+        found = _tables(options)[0][3]
+        case = partial(step, found[options.memory_of])
+        m = options.sizes[0] if options.sizes else BATCH
+        large, small = (batch(n, options.dim, options.device) for n in (m, 64))
         print(extra_memory(case, large, small, options.device))
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    for m in options.sizes:
-        table(m, options)
+    for m, title, given, found in _tables(options):
+        keep = ("product", "product (oneDNN)", *options.only)
+        table(m, title, given, {name: found[name] for name in found if not options.only or name in keep}, options)
 
 
-def table(m: int, options: argparse.Namespace) -> None:
-    """Time all cases of one size by turns, then measure the memory of each."""
+def _tables(options: argparse.Namespace) -> list[tuple[int, str, tuple[object, ...], dict[str, Case]]]:
+    """Batch size, heading, the arguments that choose it, and cases of each table."""
+    dim = options.dim
+    by_size = [(m, f"m = {m}, d = {dim}", ("--sizes", m, "--classes"), cases(m, dim)) for m in options.sizes]
+    by_classes = [
+        (BATCH, f"{n} classes, m = {BATCH}, d = {dim}", ("--sizes", "--classes", n), with_weights(n, dim))
+        for n in options.classes
+    ]
+    return [*by_size, *by_classes]
+
+
+def table(m: int, title: str, given: tuple[object, ...], found: dict[str, Case], options: argparse.Namespace) -> None:
+    """Time all cases of one table by turns, then measure the memory of each."""
     x, labels = batch(m, options.dim, options.device)
-    chosen = {name: timed(step, case, x, labels, device=options.device) for name, case in cases(m).items()}
-    median = by_turns(chosen, options.rounds, repeats=20 if m <= 512 else 1)
+    for case in found.values():
+        if isinstance(case, torch.nn.Module):
+            case.to(options.device)
+    chosen = {name: timed(step, case, x, labels, device=options.device) for name, case in found.items()}
+    median = by_turns(chosen, options.rounds, repeats=20 if m <= 128 else 1)
     floor = min(median["product"], median["product (oneDNN)"])
-    print(f"\n| m = {m}, d = {options.dim} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
-    given = ("--sizes", m, "--dim", options.dim, "--device", options.device)
+    print(f"\n| {title} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
+    given = (*given, "--dim", options.dim, "--device", options.device)
     for name, seconds in median.items():
-        memory = in_process("benchmarks.losses", "--memory", name, *given)
+        memory = in_process("benchmarks.losses", "--memory-of", name, *given) if options.memory else ""
         print(f"| {name} | {1000 * seconds:.1f} | {seconds / floor:.2f} | {memory} |", flush=True)
 
 

@@ -4,7 +4,7 @@ import random
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import unit, valid_anchors
@@ -45,8 +45,8 @@ class MarginLoss(nn.Module):
         alpha: Annotated[float, Gt(0)] = 0.2,
         beta: Annotated[float, Gt(0)] = 1.2,
         nu: Annotated[float, Ge(0)] = 0.0,
-        cutoff: Annotated[float, Gt(0)] = 0.5,
-        upper: Annotated[float, Gt(0)] = 1.4,
+        cutoff: Annotated[float, Interval(gt=0, lt=2)] = 0.5,
+        upper: Annotated[float, Interval(gt=0, lt=2)] = 1.4,
         seed: Annotated[int, Ge(0)] = 0,
     ) -> None:
         super().__init__()
@@ -54,7 +54,9 @@ class MarginLoss(nn.Module):
         require(alpha > 0, "loss.alpha", alpha, "greater than 0")
         require(beta > 0, "loss.beta", beta, "greater than 0")
         require(nu >= 0, "loss.nu", nu, "0 or greater")
-        require(upper < 2, "loss.upper", upper, "less than 2, the largest distance on the sphere")
+        require(
+            0 < upper < 2, "loss.upper", upper, "greater than 0 and less than 2, the largest distance on the sphere"
+        )
         require(0 < cutoff < upper, "loss.cutoff", cutoff, f"greater than 0 and less than loss.upper={upper}")
         require(seed >= 0, "loss.seed", seed, "0 or greater")
         self.alpha, self.nu, self.cutoff, self.upper, self.seed = alpha, nu, cutoff, upper, seed
