@@ -7,7 +7,7 @@ they are not those of the code.
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from hydra.utils import get_object
@@ -66,6 +66,11 @@ def _keys(stem: str) -> str:
             cells[1] = "filled in"
         if isinstance(parameter.annotation, type) and issubclass(parameter.annotation, nn.Module):
             cells[1:3] = ["another loss", "a loss"]
+        elif nn.Module in get_args(parameter.annotation):
+            cells[1:3] = [
+                ", ".join(f"`{next(iter(one.values()))}`" for one in config["defaults"][:-1]),
+                "losses by name",
+            ]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     lines.append(f"\nImages of a class in a batch: {_least(stem)} or more. Own weights: {_weights(stem) or 'none'}.")
     lines.append(f"{'Works' if _of_anchors(call) else 'Does not work'} in a {{doc}}`memory`.\n")
