@@ -43,8 +43,11 @@ class CircleLoss(nn.Module):
         # In gaps v = 1 - S: w_n = 1 + m - v, w_p = m + v.
         m, g = self.margin, self.gamma
         with torch.no_grad():
-            of_negatives = g * (1 + m - row.values).clamp_min(0)
             of_positives = g * (m + row.positives).clamp_min(0)
-        push = log_sum_exp(of_negatives * (1 - m - row.values), row.negative)
+
+        def weights(v: Tensor) -> Tensor:
+            return (1 + m - v.detach()).clamp_min_(0).mul_(g)
+
+        push = row.log_sum(lambda v: weights(v) * (1 - m - v), lambda v: weights(v).neg_())
         pull = log_sum_exp(of_positives * (row.positives - m), row.real)
         return softplus(push + pull)

@@ -42,5 +42,5 @@ class GeneralizedLiftedLoss(nn.Module):
 
     def _term(self, row: Row) -> Tensor:
         pull = log_sum_exp(root(row.positives), row.real)
-        push = log_sum_exp(self.margin - root(row.values), row.negative)
+        push = self.margin + row.log_sum(lambda v: -root(v), lambda v: v.rsqrt().mul_(-0.5).masked_fill_(v == 0, 0))
         return (pull + push).clamp_min(0)

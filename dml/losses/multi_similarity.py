@@ -6,7 +6,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.anchors import Row, log_one_plus_sum, sum_over_cosines, valid_anchors
+from dml.losses.building_blocks.anchors import Row, log_one_plus_sum, softplus, sum_over_cosines, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
 
 
@@ -52,14 +52,18 @@ class MultiSimilarityLoss(nn.Module):
         return sum_over_cosines(embeddings, labels, self._term, rows) / len(labels[:anchors])
 
     def _term(self, row: Row) -> Tensor:
-        positive, negative = row.real, row.negative
+        positive, limit = row.real, row.values.new_tensor(torch.inf)
         if self.epsilon is not None:
             with torch.no_grad():
                 # Of gaps 1 - S: the positive with the largest, the negative with the least.
-                farthest = row.positives.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
-                nearest = row.values.masked_fill(~negative, torch.inf).amin(dim=1, keepdim=True)
+                limit = row.positives.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+                nearest = row.values.scatter(1, row.of_class, torch.inf).amin(dim=1, keepdim=True)
                 positive = positive & (row.positives + self.epsilon > nearest)
-                negative = negative & (row.values - self.epsilon < farthest)
+
+        def exponent(v: Tensor) -> Tensor:
+            mined = v.detach() - (self.epsilon or 0) < limit
+            return (self.beta * ((1 - self.base) - v)).masked_fill(~mined, -torch.inf)
+
         pull = log_one_plus_sum(self.alpha * (row.positives - (1 - self.base)), positive)
-        push = log_one_plus_sum(self.beta * ((1 - self.base) - row.values), negative)
+        push = softplus(row.log_sum(exponent, lambda v: -self.beta))
         return pull / self.alpha + push / self.beta

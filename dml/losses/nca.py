@@ -40,5 +40,5 @@ class NCALoss(nn.Module):
         return sum_over_distances(x, labels, self._term, rows) / len(rows)
 
     def _term(self, row: Row) -> Tensor:
-        others = log_sum_exp(-self.scale * row.values, row.negative)
+        others = row.log_sum_of_scaled(-self.scale)
         return softplus(others - log_sum_exp(-self.scale * row.positives, row.real))

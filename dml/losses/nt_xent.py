@@ -10,7 +10,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.anchors import Row, log_sum_exp, softplus, sum_over_cosines, valid_anchors
+from dml.losses.building_blocks.anchors import Row, softplus, sum_over_cosines, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
 
 Average = Literal["pair", "anchor"]
@@ -50,6 +50,7 @@ class NTXentLoss(nn.Module):
 
     def _term(self, row: Row) -> Tensor:
         # S = 1 - v; the ones cancel.
-        reach = log_sum_exp(row.values / -self.temperature, row.negative)
-        pairs = torch.where(row.real, softplus(reach[:, None] + row.positives / self.temperature), 0).sum(dim=1)
+        scale = 1 / self.temperature
+        reach = row.log_sum_of_scaled(-scale)
+        pairs = torch.where(row.real, softplus(reach[:, None] + row.positives * scale), 0).sum(dim=1)
         return pairs if self.average == "pair" else pairs / row.real.sum(dim=1)

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
@@ -40,5 +39,5 @@ class SupConLoss(nn.Module):
 
     def _term(self, row: Row) -> Tensor:
         # S = 1 - v; the ones cancel.
-        others = (row.values / -self.temperature).scatter(1, row.anchor[:, None], -torch.inf).logsumexp(dim=1)
-        return others + mean_of(row.positives, row.real) / self.temperature
+        scale = 1 / self.temperature
+        return row.log_sum_of_scaled(-scale, all_others=True) + mean_of(row.positives, row.real) * scale

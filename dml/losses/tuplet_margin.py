@@ -7,7 +7,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.anchors import Row, log_sum_exp, softplus, sum_over_cosines, valid_anchors
+from dml.losses.building_blocks.anchors import Row, softplus, sum_over_cosines, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
 from dml.losses.building_blocks.pairwise import root
 
@@ -47,5 +47,5 @@ class TupletMarginLoss(nn.Module):
         b, gap = math.radians(self.margin), row.positives
         # cos(t - b) = cos t cos b + sin t sin b, and sin^2 t = (1 - S)(1 + S), which needs no angle.
         aim = (1 - gap) * math.cos(b) + root(gap * (2 - gap)) * math.sin(b)
-        reach = log_sum_exp(self.scale * (1 - row.values), row.negative)
+        reach = self.scale + row.log_sum_of_scaled(-self.scale)
         return torch.where(row.real, softplus(reach[:, None] - self.scale * aim), 0).sum(dim=1)

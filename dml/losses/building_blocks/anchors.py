@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dml.losses.building_blocks.log_sums import Entrywise, Slope, log_sum_but
 from dml.losses.building_blocks.rowwise import rowwise, sum_over_rows
 
 _LEAST = 1e-12  # the norm below which an embedding is no direction
@@ -19,14 +20,31 @@ class Row(NamedTuple):
         values: of all members [b, m]: gaps 1 - S of cosines S, or squared distances.
         positives: those of each anchor's positives [b, n]; where it has fewer than n, its own.
         real: which of these are positives [b, n].
-        negative: which of all members are negatives [b, m].
+        of_class: the places of all members of an anchor's class [b, n], and its own where there are fewer.
+        classes: numbers of the classes of the anchors [b], and of all members [m].
     """
 
     anchor: Tensor
     values: Tensor
     positives: Tensor
     real: Tensor
-    negative: Tensor
+    of_class: Tensor
+    classes: tuple[Tensor, Tensor]
+
+    @property
+    def negative(self) -> Tensor:
+        """Which of all members are negatives [b, m]."""
+        own, of_all = self.classes
+        return own[:, None] != of_all
+
+    def log_sum(self, exponent: Entrywise, slope: Slope) -> Tensor:
+        """log sum over the negatives of e^exponent(v) [b], as `log_sum_but`."""
+        return log_sum_but(self.values, self.of_class, exponent, slope)
+
+    def log_sum_of_scaled(self, scale: float, *, all_others: bool = False) -> Tensor:
+        """log sum over the negatives, or over all others, of e^(scale v) [b]."""
+        without = self.anchor[:, None] if all_others else self.of_class
+        return log_sum_but(self.values, without, lambda v: v * scale, lambda v: scale)
 
 
 def valid_anchors(labels: Tensor, anchors: int | None, *, negatives: bool = True) -> tuple[Tensor, Tensor]:
@@ -109,6 +127,7 @@ class _Positives:
 
     def __init__(self, labels: Tensor) -> None:
         _, self.own, self.sizes = labels.unique(return_inverse=True, return_counts=True)
+        self.numbers = self.own.int()  # which are compared in half the time
         self.order = self.own.argsort(stable=True)
         self.starts = self.sizes.cumsum(0) - self.sizes
         self.places = torch.arange(int(self.sizes.max()), device=labels.device)
@@ -119,7 +138,7 @@ class _Positives:
         columns = self.order[place]
         real = (self.places < self.sizes[own, None]) & (columns != anchor[:, None])
         columns = torch.where(real, columns, anchor[:, None])
-        return Row(anchor, values, values.gather(1, columns), real, own[:, None] != self.own)
+        return Row(anchor, values, values.gather(1, columns), real, columns, (self.numbers[anchor], self.numbers))
 
 
 def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:

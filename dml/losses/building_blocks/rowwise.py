@@ -1,22 +1,14 @@
 """Losses that need all distances, as functions of some rows of the matrix of squared distances at a time."""
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dml.losses.building_blocks.pairwise import (
-    block_entries,
-    exact_distances,
-    gradient_with_graph,
-    is_small,
-    pair_blocks,
-    pull,
-    row_blocks,
-)
-from dml.products import matmul
+from dml.losses.building_blocks.distances import Distances
+from dml.losses.building_blocks.pairwise import gradient_with_graph, row_blocks
 
 
 def rowwise(
@@ -105,6 +97,9 @@ def active_triplets(values: Tensor, positive: Tensor, negative: Tensor, margin: 
     return weight, active_negatives.sum(dim=1).to(values.dtype)
 
 
+_PART = 2**19  # distances whose terms are computed at a time on a CPU
+
+
 class _Rowwise(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -112,7 +107,9 @@ class _Rowwise(torch.autograd.Function):
     ) -> Tensor:
         ctx.given = terms, rows, share
         ctx.save_for_backward(x, *inputs)
-        return torch.cat([terms(block.rows, block.squared, *inputs) for block in _blocks(x, rows, share)])
+        matrix = Distances(x, rows, share)
+        parts = (part for block in matrix.blocks() for part in matrix.parts(block))
+        return torch.cat([terms(own, squared, *inputs) for own, squared in parts])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -120,18 +117,19 @@ class _Rowwise(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, None, *gradient_with_graph(_plainly(terms, rows), ctx.saved_tensors, gradient)
         x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-        into, sums, start = torch.zeros_like(x), [torch.zeros_like(each) for each in inputs], 0
-        for block in _blocks(x, rows, share):
-            squared = block.squared.requires_grad_()
-            with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-                value = terms(block.rows, squared, *inputs)
-            own = gradient[start : start + len(value)]
-            weight, *others = torch.autograd.grad(value, [squared, *inputs], own)
-            start += len(value)
-            for total, other in zip(sums, others, strict=True):
-                total += other
-            block.pull(into, weight)
-        return None, None, None, into, *sums
+        matrix, sums, start = Distances(x.detach(), rows, share), [torch.zeros_like(each) for each in inputs], 0
+        for block in matrix.blocks():
+            for own, part in matrix.parts(block):
+                squared = part.detach().requires_grad_()
+                with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+                    value = terms(own, squared, *inputs)
+                weight, *others = torch.autograd.grad(value, [squared, *inputs], gradient[start : start + len(value)])
+                part.copy_(weight)
+                start += len(value)
+                for total, other in zip(sums, others, strict=True):
+                    total += other
+            matrix.pull(block)
+        return None, None, None, matrix.gradient(), *sums
 
 
 class _SumOverRows(torch.autograd.Function):
@@ -146,22 +144,25 @@ class _SumOverRows(torch.autograd.Function):
         *inputs: Tensor,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[4]
-        total, into = x.new_zeros(()), torch.zeros_like(x)
+        total, matrix = x.new_zeros(()), Distances(x, rows, share)
         own = [each.detach().requires_grad_(wanted) for each in inputs]
         sums = [torch.zeros_like(each) for each in inputs]
-        for block in _blocks(x, rows, share):
-            squared = block.squared.requires_grad_(wanted)
-            with torch.set_grad_enabled(wanted):
-                value = terms(block.rows, squared, *own).sum()
-            total += value.detach()
+        for block in matrix.blocks():
+            for of_rows, part in matrix.parts(block):
+                squared = part.detach().requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    value = terms(of_rows, squared, *own).sum()
+                total += value.detach()
+                if wanted:
+                    weight, *others = torch.autograd.grad(value, [squared, *own])
+                    part.copy_(weight)
+                    for each, other in zip(sums, others, strict=True):
+                        each += other
             if wanted:
-                weight, *others = torch.autograd.grad(value, [squared, *own])
-                for each, other in zip(sums, others, strict=True):
-                    each += other
-                block.pull(into, weight, symmetric=symmetric)
+                matrix.pull(block, symmetric=symmetric)
         ctx.given = terms, rows
         ctx.inputs = len(inputs)
-        ctx.save_for_backward(x, *inputs, into, *sums)
+        ctx.save_for_backward(x, *inputs, matrix.gradient(), *sums)
         return total
 
     @staticmethod
@@ -184,64 +185,3 @@ def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[...,
         return torch.cat(parts)
 
     return by_rows
-
-
-class _Block(NamedTuple):
-    """Some rows of the matrix of squared distances, and the entries that were computed from differences."""
-
-    x: Tensor
-    centred: Tensor
-    columns: Tensor  # centred transposed, [d, m]
-    rows: Tensor
-    squared: Tensor
-    near: tuple[Tensor, Tensor] | None  # None: all of them
-
-    def pull(self, into: Tensor, weight: Tensor, *, symmetric: bool = False) -> None:
-        """Add to `into` [m, d] the gradient that the weights [b, m] of the squared distances have.
-
-        Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j; if symmetric, the row i gets both, from here
-        and from what j's row would take from it.
-        """
-        x, centred, rows = self.x, self.centred, self.rows
-        weight = weight * (4 if symmetric else 2)
-        if self.near is None:
-            # On a GPU the gradient of cdist holds a difference for each of its distances.
-            step = max(1, block_entries(x) // x.numel()) if x.is_cuda else len(rows)
-            for part, pulls in zip(rows.split(step), weight.split(step), strict=True):
-                with torch.enable_grad():
-                    ends = x[part].requires_grad_(), x.clone().requires_grad_()
-                    d = exact_distances(*ends)
-                first, second = torch.autograd.grad(d, ends, pulls * d)
-                into[part] += first
-                if not symmetric:
-                    into += second
-            return
-        row, column = self.near
-        near = weight[row, column]
-        weight[row, column] = 0
-        pull(into, x, rows[row], column[None], near[None], both=not symmetric)
-        # What is left has x_i and x_j far enough apart to be taken separately.
-        into[rows] += weight.sum(dim=1)[:, None] * centred[rows] - matmul(weight, self.columns)
-        if not symmetric:
-            into += weight.sum(dim=0)[:, None] * centred - matmul(weight.T, centred[rows].T)
-
-
-@torch.no_grad()
-def _blocks(x: Tensor, members: Tensor | None, share: int) -> Iterator[_Block]:
-    centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
-    columns = centred.T.contiguous()
-    minus_twice = -2 * centred
-    norms = centred.square().sum(dim=1)
-    # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
-    digits = 1e-2 if x.dtype == torch.float32 else 1e-4
-    small = is_small(x)
-    for rows in row_blocks(x, torch.arange(len(x), device=x.device) if members is None else members, share):
-        if not small:
-            squared = matmul(centred[rows], minus_twice, norms).add_(norms[rows, None])
-            i, j = torch.nonzero(squared < digits * norms[rows, None], as_tuple=True)
-            if len(i) * 16 <= squared.numel():
-                for part in pair_blocks(x, i):
-                    squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
-                yield _Block(x, centred, columns, rows, squared, (i, j))
-                continue
-        yield _Block(x, centred, columns, rows, exact_distances(x[rows], x).square(), None)

@@ -1,0 +1,106 @@
+"""The matrix of squared distances in blocks of rows, and the way back from their gradient to that of the embeddings."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dml.losses.building_blocks.pairwise import (
+    block_entries,
+    exact_distances,
+    is_small,
+    pair_blocks,
+    pull,
+    row_blocks,
+)
+from dml.products import matmul
+
+
+class Block(NamedTuple):
+    """Some rows of the matrix of squared distances."""
+
+    rows: Tensor
+    squared: Tensor
+    near: tuple[Tensor, Tensor] | None  # entries that were computed from differences; None: all of them
+
+
+class Distances:
+    """The matrix of squared distances in blocks of rows, and the gradient by x that their weights add up to."""
+
+    def __init__(self, x: Tensor, members: Tensor | None, share: int) -> None:
+        self.x, self.share = x, share
+        self.members = torch.arange(len(x), device=x.device) if members is None else members
+        self.centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
+        self.columns = self.centred.T.contiguous()
+        # Of all blocks: what x_i gets by differences and as a row, what as a column, and its own share.
+        self.into, self.apart = torch.zeros_like(x), x.new_zeros(len(x))
+        self.across: Tensor | None = None
+
+    @torch.no_grad()
+    def blocks(self) -> Iterator[Block]:
+        """All rows asked for, a block at a time."""
+        x, minus_twice = self.x, -2 * self.centred
+        norms = self.centred.square().sum(dim=1)
+        # The product's error is some eps of the norms: below this share of them a squared distance would lose digits.
+        digits = 1e-2 if x.dtype == torch.float32 else 1e-4
+        small = is_small(x)
+        for rows in row_blocks(x, self.members):
+            if not small:
+                squared, limits = matmul(self.centred[rows], minus_twice, norms), digits * norms[rows, None]
+                squared.add_(norms[rows, None]).scatter_(1, rows[:, None], torch.inf)
+                some = (squared.amin(dim=1) < limits[:, 0]).nonzero()[:, 0]
+                i, j = torch.nonzero(squared[some] < limits[some], as_tuple=True)
+                i = some[i]
+                squared.scatter_(1, rows[:, None], 0)
+                if len(i) * 16 <= squared.numel():
+                    for part in pair_blocks(x, i):
+                        squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
+                    yield Block(rows, squared, (i, j))
+                    continue
+            yield Block(rows, exact_distances(x[rows], x).square(), None)
+
+    def parts(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows of a block with their distances, so many that a CPU keeps what is made of them in its cache."""
+        entries = block_entries(self.x) // (8 if self.x.device.type == "cpu" else 1)
+        step = max(1, entries // self.share // len(self.x))
+        yield from zip(block.rows.split(step), block.squared.split(step), strict=True)
+
+    def pull(self, block: Block, *, symmetric: bool = False) -> None:
+        """Add the gradient of the squared distances, in whose place their weights [b, m] stand now.
+
+        Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j; if symmetric, the row i gets both, from here
+        and from what j's row would take from it.
+        """
+        x, rows = self.x, block.rows
+        weight = block.squared.mul_(4 if symmetric else 2)
+        if block.near is None:
+            # On a GPU the gradient of cdist holds a difference for each of its distances.
+            step = max(1, block_entries(x) // x.numel()) if x.is_cuda else len(rows)
+            for part, pulls in zip(rows.split(step), weight.split(step), strict=True):
+                with torch.enable_grad():
+                    ends = x[part].requires_grad_(), x.clone().requires_grad_()
+                    d = exact_distances(*ends)
+                first, second = torch.autograd.grad(d, ends, pulls * d)
+                self.into[part] += first
+                if not symmetric:
+                    self.into += second
+            return
+        row, column = block.near
+        near = weight[row, column]
+        weight[row, column] = 0
+        weight.scatter_(1, rows[:, None], 0)
+        pull(self.into, x, rows[row], column[None], near[None], both=not symmetric)
+        # What is left has x_i and x_j far enough apart to be taken separately.
+        self.apart[rows] += weight.sum(dim=1)
+        self.into[rows] -= matmul(weight, self.columns)
+        if not symmetric:
+            self.apart += weight.sum(dim=0)
+            # This way round takes less time on a CPU than weight.T times the rows.
+            across = matmul(self.columns[:, rows], weight.T)
+            self.across = across if self.across is None else self.across.add_(across)
+
+    def gradient(self) -> Tensor:
+        """By x, of all blocks whose weights were pulled."""
+        into = self.into.addcmul_(self.apart[:, None], self.centred)
+        return into if self.across is None else into.sub_(self.across.T)
