@@ -14,7 +14,7 @@ _OURS = "dml.models.backbones.create_backbone"
 _TRANSFORMS = "dml.data.transforms.Transforms"
 _EMBEDDER = "dml.models.embedder.Embedder"
 # Keys of a backbone that say where its weights come from, or which network it is: the others are options of timm's.
-_BESIDE = ("_target_", "name", "pretrained", "checkpoint_path")
+_BESIDE = ("_target_", "name", "pretrained", "checkpoint_path", "lora_rank", "lora_of")
 NO_WEIGHTS = {"pretrained": False, "weights": None, "checkpoint_path": None}
 
 

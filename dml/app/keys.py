@@ -92,6 +92,9 @@ def _across(config: dict[str, Any], broken: set[str], locate: Locate) -> Iterato
         files = [config[group].get("checkpoint_path") for group in ("backbone", "embedder")]
         if all(files):
             yield "embedder.checkpoint_path holds a backbone too: leave out backbone.checkpoint_path"
+    frozen = sound("embedder.freeze", "backbone.lora_rank") and config["embedder"].get("freeze")
+    if frozen and config["backbone"].get("lora_rank"):
+        yield "embedder.freeze=backbone leaves backbone.lora_rank nothing to learn: leave out one of them"
     crops = sound("embedder.freeze", "transform.ten_crop") and config["transform"].get("ten_crop")
     if crops and config["embedder"].get("freeze"):
         yield "transform.ten_crop=true gives an image ten features, and embedder.freeze=backbone trains on one"

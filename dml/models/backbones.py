@@ -6,13 +6,15 @@ Importing this file makes `timm.create_model("googlenet", ...)` and `timm.create
 import logging
 import urllib.error
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
+from annotated_types import Gt
 from timm.models import _builder, group_parameters, set_pretrained_check_hash
 from torch import nn
 
 from dml.models import bninception, convnet, googlenet, googlenet_bvlc  # noqa: F401  (they register with timm)
+from dml.models.lora import add_lora
 from dml.models.packaged import PACKAGED, by_order, packaged_file
 from dml.models.weights import Filter, State, check_file, fingerprint, first_line, load_weights, read_weights
 
@@ -22,7 +24,13 @@ set_pretrained_check_hash()  # of weights by URL: the file's name holds the begi
 
 
 def create_backbone(
-    *, name: str, pretrained: bool = False, checkpoint_path: str | None = None, **options: Any
+    *,
+    name: str,
+    pretrained: bool = False,
+    checkpoint_path: str | None = None,
+    lora_rank: Annotated[int, Gt(0)] | None = None,
+    lora_of: str = "*.qkv",
+    **options: Any,
 ) -> nn.Module:
     """Build a backbone that maps images [B, 3, H, W] to pooled features [B, C].
 
@@ -33,6 +41,8 @@ def create_backbone(
         checkpoint_path: a weights file on disk, used instead of the download: of timm, torchvision or the network's
             authors, with or without a classifier, or a checkpoint of ours, of which the backbone is taken. All weights
             of the backbone must be in it; what was left out is logged (dml/models/weights.py).
+        lora_rank: nothing learns but matrices of this rank beside linear layers (dml/models/lora.py); None: all learns.
+        lora_of: which layers, by a pattern of their names.
         options: anything else that `timm.create_model` takes.
 
     Returns:
@@ -41,6 +51,13 @@ def create_backbone(
     Raises:
         ValueError: unknown name, missing or unfitting file, or no network; names the config key.
     """
+    backbone = _without_lora(name, pretrained, checkpoint_path, options)
+    if lora_rank is not None:
+        add_lora(backbone, lora_rank, lora_of, name)
+    return backbone
+
+
+def _without_lora(name: str, pretrained: bool, checkpoint_path: str | None, options: dict[str, Any]) -> nn.Module:
     check_backbone(name, pretrained, checkpoint_path)
     if "num_classes" in options:
         raise ValueError(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dml.models.caffemodel import read_caffemodel
+from dml.models.lora import merged_state
 
 State = Mapping[str, Tensor]
 Filter = Callable[..., dict[str, Tensor]]
@@ -108,7 +109,8 @@ def read_weights(path: str | Path, key: str) -> tuple[dict[str, Tensor], str]:
         place, content = f"{place}{chosen}/", sets[chosen]
     if not isinstance(content, Mapping):
         raise ValueError(f"{key}={path} holds a {type(content).__name__}: save the network's state_dict()")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}, place.rstrip("/")
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return merged_state(state), place.rstrip("/")
 
 
 def _read(path: str) -> Any:

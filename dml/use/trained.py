@@ -18,6 +18,7 @@ from dml.app.make import make
 from dml.app.paths import checkpoint_in
 from dml.app.settings import Model
 from dml.engine.module import MetricLearner
+from dml.models.lora import merge_lora
 from dml.retrieval.evaluator import normalized
 
 ImageLike = str | Path | np.ndarray
@@ -53,6 +54,7 @@ class Trained:
             self.learner.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:
             raise ValueError(f"{path} holds another model than its config: {str(error).splitlines()[0]}") from error
+        merge_lora(self.learner.embedder)
         self.learner.eval()
         self.embedder = self.learner.embedder
         self.transforms = make(cfg.transform)
