@@ -101,6 +101,8 @@ def test_every_loss_has_its_three_files():
 def test_sampler(choice):
     sampler = make(resolved("sampler", choice), labels=np.arange(1000) // 10)
     assert len(next(iter(sampler))) == 128
+    if choice == "shuffled":
+        return
     # Beside the rest it takes its sizes from batch.*, the deltas that an experiment sets for all samplers.
     cfg = composed("train", f"sampler={choice}", *(f"batch.{key}=4" for key in ("classes_per_batch", "pairs")))
     assert cfg.sampler.classes_per_batch == 4
