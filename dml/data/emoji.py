@@ -6,6 +6,7 @@ drawings, not photographs. Sources and licences stand in packaged/emoji_licences
 
 import io
 import zipfile
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -61,8 +62,18 @@ def load() -> Source:
     Raises:
         ValueError: the packaged files are not whole.
     """
-    file = PACKAGED / "emoji.zip"
-    test_names = set((PACKAGED / "emoji_test_classes.txt").read_text(encoding="utf-8").split())
+    train, test = _read(PACKAGED)
+    return check_counts(
+        Source("emoji", train, test), str(PACKAGED / "emoji.zip"), "It is a part of the package: install it again.",
+        train_images=2338, train_classes=426, test_images=2349, test_classes=427,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1)  # the jobs of a sweep share what takes two seconds to decode
+def _read(folder: Path) -> tuple[Records, Records]:
+    """Training and test part."""
+    file = folder / "emoji.zip"
+    test_names = set((folder / "emoji_test_classes.txt").read_text(encoding="utf-8").split())
     members: dict[str, list[str]] = {}
     with zipfile.ZipFile(file) as archive:
         for member in sorted(archive.namelist()):
@@ -77,11 +88,7 @@ def load() -> Source:
 
         if unknown := test_names - members.keys():
             raise ValueError(f"data: {file} has no {sorted(unknown)[0]}, a test class: install the package again")
-        train, test = (read(sorted(names)) for names in (members.keys() - test_names, test_names))
-    return check_counts(
-        Source("emoji", train, test), str(file), "It is a part of the package: install it again.",
-        train_images=2338, train_classes=426, test_images=2349, test_classes=427,
-    )  # fmt: skip
+        return read(sorted(members.keys() - test_names)), read(sorted(test_names))
 
 
 def _pixels(content: bytes) -> np.ndarray:
