@@ -23,7 +23,7 @@ class AttentionEmbedder(Embedder):
     comes with HORDE.
 
     Args:
-        backbone: one that can be cut: it has `pieces()`, as googlenet.
+        backbone: one that can be cut: it has `pieces()`, as googlenet, googlenet_bvlc and bninception.
         dim, freeze_bn, features, mean, std, checkpoint_path: as of Embedder.
         normalize: bring each learner's columns to length 1 in training.
         learners: how many; dim is a multiple of it.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dml.engine.micro_batch import embed_in_chunks
 from dml.models.backbones import create_backbone
 from dml.models.cascade import CascadeEmbedder
 from dml.testing.contracts import EmbedderContract
@@ -54,6 +55,17 @@ def test_dropout_is_drawn_in_training_alone():
     model = make()
     assert not torch.equal(model(images()), model(images()))
     assert torch.equal(model.eval()(images()), model(images()))
+
+
+def test_gradient_caching_draws_the_same_dropout_twice():
+    model, gradients = make(), []
+    for embed in (embed_in_chunks, lambda network, x, size: torch.cat([network(chunk) for chunk in x.split(size)])):
+        torch.manual_seed(3)
+        model.zero_grad()
+        embed(model, images(), 4).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for caching, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(caching, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_a_copy_has_taps_of_its_own():
