@@ -139,8 +139,8 @@ def measured(config: dict[str, Any]) -> list[str] | None:
     if not {"ks", "metrics"} <= evaluator.keys():
         return None
     sides = [side for side, key in (("val", "validate"), ("watched_test", "watch_test")) if protocol[key]]
-    recalls = [f"recall@{k}" for k in evaluator["ks"]]
-    names = [one for name in evaluator["metrics"] for one in (recalls if name == "recall" else [name])]
+    at_k = {name: [f"{name}@{k}" for k in evaluator["ks"]] for name in ("recall", "precision")}
+    names = [one for name in evaluator["metrics"] for one in at_k.get(name, [name])]
     return [f"{side}/{name}" for side in sides for name in names]
 
 

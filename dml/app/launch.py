@@ -35,6 +35,27 @@ def one_folder(arguments: list[str]) -> list[str]:
     return []
 
 
+def run_folder() -> Path:
+    """Hydra's output folder; where `compose` made the config, as in a notebook, one named after the time of day."""
+    if HydraConfig.initialized():
+        return Path(HydraConfig.get().runtime.output_dir)
+    folder = Path("outputs") / datetime.now().strftime("%Y-%m-%d/%H-%M-%S-%f")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def told_on_command_line() -> list[str]:
+    """The overrides of the command; where `compose` was given them, nobody knows which they were."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def group_of_sweep() -> str | None:
+    """The name of the sweep's folder; None: this is no job of one."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
 def _tasks_of_slurm() -> int:
     return int(os.environ.get("SLURM_NTASKS", 1))
 
@@ -47,7 +68,7 @@ def is_command_of_its_own(cfg: DictConfig) -> bool:
     """
     started = "LOCAL_RANK" in os.environ or _tasks_of_slurm() > 1  # all its processes are there already
     several = cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1
-    return several and not started and HydraConfig.get().mode == RunMode.MULTIRUN
+    return several and not started and group_of_sweep() is not None
 
 
 def run_as_command(folder: Path, stop: StopSignals) -> dict[str, float]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
@@ -28,7 +27,13 @@ from dml.app.folder import finished_metrics, has_begun, held, resume_point, same
 from dml.app.follow import follow_backbone
 from dml.app.frozen import read_features_if_frozen
 from dml.app.joined import checkpoint_paths, embedders_of, join, parts_of_row
-from dml.app.launch import is_command_of_its_own, run_as_command
+from dml.app.launch import (
+    group_of_sweep,
+    is_command_of_its_own,
+    run_as_command,
+    run_folder,
+    told_on_command_line,
+)
 from dml.app.network import check_network
 from dml.app.paths import expand_home
 from dml.app.pictures import save_pictures
@@ -64,6 +69,8 @@ for _noise in (
 def run_train(cfg: DictConfig) -> dict[str, float]:
     """Train, evaluate the chosen checkpoint on the test set once, write everything into the run's folder.
 
+    The folder is Hydra's; without hydra.main, of a config that `compose` made, outputs/DATE/TIME.
+
     Files: config.yaml (resolved), checkpoints/last.ckpt and (when validated) best.ckpt, metrics.json, and then
     per_query.npz, retrieval.png, report.html and, for two-dimensional embeddings, test_embeddings.npz and
     embedding.png. A run that a search prunes is not tested, and its row says so. A folder that holds a finished run of
@@ -76,9 +83,11 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
         NonFiniteLossError: the loss became NaN or infinite.
     """
+    if not HydraConfig.initialized():
+        cfg = cfg.copy()  # what follows fills it in, and a notebook may go on with it
     expand_home(cfg)
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    left_out = leave_out(cfg, HydraConfig.get().overrides.task, pydoc.locate)
+    folder = run_folder()
+    left_out = leave_out(cfg, told_on_command_line(), pydoc.locate)
     check_config(cfg, begun=has_begun(cfg, folder))
     for line in left_out:
         rank_zero_only(log.warning)(line)
@@ -154,10 +163,9 @@ def _names(cfg: DictConfig, built: Built) -> dict[str, str | None]:
     """Name and group of a run for who looks at many: nra-digits-seed0, and the folder of the sweep."""
     fold = cfg.data.get("fold")
     parts = [method_of(built.model.config["loss"]), built.source.name, f"seed{cfg.seed}"]
-    hydra = HydraConfig.get()
     return {
         "name": "-".join(parts if fold is None else [*parts, f"fold{fold}"]),
-        "group": Path(hydra.sweep.dir).name if hydra.mode == RunMode.MULTIRUN else None,
+        "group": group_of_sweep(),
     }
 
 
@@ -235,7 +243,7 @@ def run_evaluate(cfg: DictConfig) -> dict[str, float]:
         ValueError: the checkpoint cannot be used, or an override does not fit, or another process runs in the folder;
             names the key.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = run_folder()
     with held(folder):
         return _evaluate(cfg, folder) if "ckpt_path" in cfg else _evaluate_pretrained(cfg, folder)
 
@@ -255,7 +263,7 @@ def _evaluate(cfg: DictConfig, folder: Path) -> dict[str, float]:
         log.info(line)
     check_network(trained)  # of images of the size that is wanted now
     trainer = build_trainer(trained, folder)
-    told = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    told = {override.partition("=")[0].lstrip("+") for override in told_on_command_line()}
     trained.data = data_to_test(OmegaConf.to_container(cfg.data, resolve=True), told)  # type: ignore[arg-type]
     others = embedders_of(paths, checkpoints, cfg, told)
     built = build(trained, for_evaluation=True)
@@ -289,7 +297,7 @@ def _evaluate_pretrained(cfg: DictConfig, folder: Path) -> dict[str, float]:
         ValueError: a mistake in the config; names the key.
     """
     expand_home(cfg)
-    left_out = leave_out(cfg, HydraConfig.get().overrides.task, pydoc.locate)
+    left_out = leave_out(cfg, told_on_command_line(), pydoc.locate)
     check_config(cfg)
     for line in left_out:
         log.warning(line)

@@ -131,15 +131,15 @@ class RetrievalData(pl.LightningDataModule):
         self,
         *,
         train: Any,
-        validation: Any | None,
+        validation: Any | None = None,
         test: Any,
-        gallery: Any | None,
+        gallery: Any | None = None,
         plain_train: Any | None = None,
         labels: np.ndarray,
         sampler: Callable[..., Any],
-        seed: int,
-        eval_batch_size: int,
-        workers: int,
+        seed: int = 0,
+        eval_batch_size: int = 256,
+        workers: int = 0,
         reads_ahead: bool = False,
         own_index: np.ndarray | None = None,
     ) -> None:
@@ -233,6 +233,10 @@ class RetrievalData(pl.LightningDataModule):
     def test_dataloader(self) -> list[DataLoader]:
         """The test queries, and the gallery if the source has one."""
         return [self._in_order(part) for part in (self._test, self._gallery) if part is not None]
+
+    def predict_dataloader(self) -> list[DataLoader]:
+        """Those of the test."""
+        return self.test_dataloader()
 
     def _fingerprint(self) -> str:
         """Of what the sampler draws from."""

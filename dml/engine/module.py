@@ -22,11 +22,13 @@ from dml.engine.progress import StepProgressBar
 from dml.engine.rules import Rule
 
 # Images [B, 3, H, W] or [B, crops, 3, H, W], or features [B, C] or [B, crops, C] of them; labels [B], indices [B].
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = Sequence[Tensor]
 
 
 class MetricLearner(pl.LightningModule):
     """An embedder and a loss, trained together and judged by retrieval.
+
+    Batches are (images, labels, indices) of RetrievalData, or (images, labels) of any loader.
 
     Args:
         embedder: images -> columns [B, W], of which its `join` makes embeddings [B, D] to search with; without one,
@@ -41,7 +43,7 @@ class MetricLearner(pl.LightningModule):
         rules: which weights learn how (engine/rules.py).
         layer_scales: name of a weight -> factor of its learning rate, 1 if it is not there.
         monitor: metric of the validation (val/...) that a ReduceLROnPlateau follows.
-        config: plain data that checkpoints carry, to rebuild all this.
+        config: plain data that checkpoints carry, to rebuild all this; its `seed` is that of the steps' random numbers.
         watch_test: the loader that is looked at during training holds test classes; their metrics get a name of
             their own, so that nothing can mistake them for validation.
         compile: translate the embedder with torch.compile at its first step; names in checkpoints stay as they are.
@@ -60,8 +62,8 @@ class MetricLearner(pl.LightningModule):
         loss: nn.Module,
         evaluator: Callable[..., dict[str, float]],
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-        scheduler: Callable[[torch.optim.Optimizer], Any] | None,
-        config: dict[str, Any],
+        scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+        config: dict[str, Any] | None = None,
         rules: Sequence[Rule] = (),
         layer_scales: Mapping[str, float] | None = None,
         monitor: str | None = None,
@@ -78,7 +80,7 @@ class MetricLearner(pl.LightningModule):
         self._ddp_params_and_buffers_to_ignore = [f"loss.{name}" for name, _ in loss.named_buffers()]
         self._optimizer, self._scheduler = optimizer, scheduler
         self._rules, self._layer_scales = tuple(rules), layer_scales
-        self.config, self._monitor = config, monitor
+        self.config, self._monitor = config or {"seed": 0}, monitor
         self.trained_on: dict[str, Any] | None = None  # what else checkpoints carry: of the images (the app sets it)
         self.watch_test = watch_test
         if compile:
@@ -150,8 +152,15 @@ class MetricLearner(pl.LightningModule):
             self._keeps_memory = False
 
     def on_train_epoch_start(self) -> None:
-        """Tell the sampler the epoch: Lightning does so for its own samplers only."""
-        self.trainer.datamodule.start_epoch(self.current_epoch)  # type: ignore[attr-defined]
+        """Tell the sampler the epoch: Lightning does so for its own samplers only.
+
+        That of RetrievalData, or of a loader of one's own the batch sampler, where it has `set_epoch`.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        sampler = getattr(self.trainer.train_dataloader, "batch_sampler", None)
+        begin = getattr(data, "start_epoch", None) or getattr(sampler, "set_epoch", None)
+        if begin is not None:
+            begin(self.current_epoch)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Begin the random numbers of a step (dropout) anew.
@@ -170,7 +179,7 @@ class MetricLearner(pl.LightningModule):
         Raises:
             NonFiniteLossError: it is NaN or infinite, or on a GPU that of the step before was.
         """
-        images, labels, _ = batch
+        images, labels = batch[:2]
         size = self._micro_batch or len(images)
         # One chunk would be embedded twice for nothing.
         mine = embed_in_chunks(self.embedder, images, size) if size < len(images) else self.embedder(images)
@@ -251,7 +260,17 @@ class MetricLearner(pl.LightningModule):
         return self._put_together(-1)
 
     def _collect(self, batch: Batch, loader: int) -> None:
-        images, labels, index = batch
+        images, labels = batch[:2]
+        if len(batch) > 2:
+            index = batch[2]
+        else:  # of a loader of one's own: in the order in which they come
+            if processes()[1] > 1:
+                raise ValueError(
+                    "evaluation on several processes needs batches of (images, labels, indices), the last the images' "
+                    "places in the data set: Lightning gives some images to two processes"
+                )
+            before = sum(len(labels) for _, labels, _ in self._seen.get(loader, ()))
+            index = torch.arange(before, before + len(labels), device=labels.device)
         self._seen.setdefault(loader, []).append((self(images).float(), labels, index))
 
     def _evaluate(self, stage: str) -> tuple[list[tuple[Tensor, Tensor]], dict[str, float]]:

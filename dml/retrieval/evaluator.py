@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dml.retrieval import metrics as m
 from dml.retrieval.after_search import AfterSearch
+from dml.retrieval.by_class import by_class
 from dml.retrieval.codes import check_code, code_blocks, problem_of
 from dml.retrieval.labels import class_numbers
 from dml.retrieval.ranks import positive_counts, rank_blocks
@@ -20,8 +22,10 @@ from dml.retrieval.search import searched_blocks
 from dml.retrieval.sides import common_unit, row_sums
 from dml.retrieval.tiles import squared_distances
 
-Metric = Literal["recall", "map@r", "r_precision", "map", "mrr", "nmi"]
+Metric = Literal["recall", "precision", "map@r", "r_precision", "map", "mrr", "nmi", "ami"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+_USUAL: tuple[Metric, ...] = ("recall", "map@r", "r_precision", "map", "mrr", "nmi")
+_CLUSTERED = ("nmi", "ami")
 Backend = Literal["ranks", "faiss"]
 BACKENDS = get_args(Backend)
 
@@ -29,20 +33,22 @@ BACKENDS = get_args(Backend)
 class Evaluator:
     """Calls `evaluator(embeddings [N, D], labels [N])` -> {"recall@1": ..., "map@r": ..., ...}, all in [0, 1].
 
+    With `return_per_class=True` -> that, and {"recall@1": {class: value, ...}, ...} (by_class.py).
+
     Each item is searched among the others; with `gallery` and `gallery_labels`, each query among the gallery.
     Distances are Euclidean and exact. A query itself is excluded by its index; where queries are in the gallery too,
     `own_index` says where. Ties: of two equally near items the one with the lower index comes first, on every backend
     and device.
-    A query without positive (the only image of its class) counts as a miss in Recall@K, and the other rank metrics
-    leave it out; in the gallery of the other queries, and among what NMI clusters, it stays.
+    A query without positive (the only image of its class) counts as a miss in Recall@K and Precision@K, and the other
+    rank metrics leave it out; in the gallery of the other queries, and among what NMI clusters, it stays.
 
     Args:
-        ks: the Ks of Recall@K.
-        metrics: which of recall, map@r, r_precision, map, mrr, nmi.
+        ks: the Ks of Recall@K and Precision@K.
+        metrics: which of recall, precision, map@r, r_precision, map, mrr, nmi, ami.
         normalize: L2-normalise the embeddings first, as the paper does for testing.
         backend: ranks counts what comes before each positive (ranks.py); faiss looks positives up in lists of
             neighbours. The numbers are the same.
-        nmi_restarts, nmi_seed: of the k-means clustering that NMI compares with the classes.
+        nmi_restarts, nmi_seed: of the k-means clustering that NMI and AMI compare with the classes.
         also: other rankings by name, whose rank metrics are added as NAME/recall@1 and so on. They look at the gallery
             that is tested, so the plain metrics stay beside them.
         codes: float16, int8, binary, pqM, firstN: short codes of the gallery (codes.py), whose rank metrics are added
@@ -64,7 +70,7 @@ class Evaluator:
         self,
         *,
         ks: Annotated[Sequence[Annotated[int, Ge(1)]], MinLen(1)] = (1, 2, 4, 8),
-        metrics: Annotated[Sequence[Metric], MinLen(1)] = METRICS,
+        metrics: Annotated[Sequence[Metric], MinLen(1)] = _USUAL,
         normalize: bool = True,
         backend: Backend = "ranks",
         nmi_restarts: Annotated[int, Ge(1)] = 3,
@@ -80,7 +86,7 @@ class Evaluator:
             raise ValueError(f"evaluator.metrics=[] is not possible: choose of {', '.join(METRICS)}")
         wanted = list(ks) if isinstance(ks, Sequence | np.ndarray) else []
         possible = all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in wanted)
-        if "recall" in metrics and not (wanted and possible):
+        if {"recall", "precision"} & {*metrics} and not (wanted and possible):
             raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers from 1 on")
         if backend not in BACKENDS:
             raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
@@ -113,7 +119,8 @@ class Evaluator:
         share: tuple[int, int] = (0, 1),
         add_up: Callable[[np.ndarray], np.ndarray] = lambda values: values,
         progress: Callable[[int, int], None] = lambda done, of: None,
-    ) -> dict[str, float]:
+        return_per_class: bool = False,
+    ) -> Any:
         """Evaluate arrays or tensors; see the class.
 
         Args:
@@ -126,6 +133,7 @@ class Evaluator:
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
+            return_per_class: return a second dict too: of each rank metric its mean over the queries of each class.
         """
         if (gallery is None) != (gallery_labels is None):
             given, missing = ("gallery", "gallery_labels") if gallery_labels is None else ("gallery_labels", "gallery")
@@ -141,7 +149,7 @@ class Evaluator:
                 raise ValueError(f"evaluation takes as many {what} as embeddings, not {len(numbers)} for {len(rows)}")
         own = _own_index(own_index, x, g)
         available = len(x) - 1 if g is None else len(g) - int(own is not None and (own >= 0).any())
-        if "recall" in self.metrics and max(self.ks) > available:
+        if {"recall", "precision"} & {*self.metrics} and max(self.ks) > available:
             raise ValueError(f"evaluator.ks asks for {max(self.ks)} neighbours, but a query can have 1 to {available}")
         for name in () if plain else self.codes:
             if said := problem_of(name, x.shape[1], len(x if g is None else g)):
@@ -151,7 +159,7 @@ class Evaluator:
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
         self.per_query = {}
-        if wanted := set(self.metrics) - {"nmi"}:
+        if wanted := set(self.metrics) - {*_CLUSTERED}:
             if unit := common_unit(*([x] if g is None else [x, g])):
                 # Equal distances of whole numbers are equal however they are added up.
                 ranked, among = x / unit, None if g is None else g / unit
@@ -166,13 +174,17 @@ class Evaluator:
                     _numpy(ranked), y, None if among is None else _numpy(among), g_labels, own, depth=depth
                 )
             results, self.per_query = self._of_ranks(blocks, positives > 0)
-        if "nmi" in self.metrics:
+        if clustered := [name for name in _CLUSTERED if name in self.metrics]:
             # One process clusters; what the others add is nothing.
-            value = m.nmi(_numpy(x), y, self.nmi_seed, self.nmi_restarts, progress) if share[0] == 0 else 0.0
-            results["nmi"] = float(add_up(np.array([value]))[0])
+            values: dict[Any, float] = dict.fromkeys(clustered, 0.0)
+            if share[0] == 0:
+                values = m.of_clusters(clustered, _numpy(x), y, self.nmi_seed, self.nmi_restarts, progress)
+            results |= zip(clustered, add_up(np.array([values[name] for name in clustered])).tolist(), strict=True)
         for name, blocks in () if plain else self._further(x, y, g, g_labels, own, share=share, add_up=add_up):
             found, _ = self._of_ranks(blocks, positives > 0)
             results |= {f"{name}/{metric}": value for metric, value in found.items()}
+        if return_per_class:
+            return results, by_class(self.per_query, results, labels, y)
         return results
 
     def _further(self, *sides: Any, **given: Any) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, Ranks]]]]:
@@ -186,19 +198,27 @@ class Evaluator:
         self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray
     ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The rank metrics and `per_query`, of the ranks of some queries at a time; `some` [Q] have a positive."""
-        each = {name: np.empty(len(some)) for name in m.OF_EACH if name in self.metrics}
+        of_each: dict[str, Callable[[Ranks], np.ndarray]] = {
+            f"precision@{k}": partial(m.precisions_at_k, k=k) for k in self.ks if "precision" in self.metrics
+        }
+        of_each |= {name: function for name, function in m.OF_EACH.items() if name in self.metrics}
+        each = {name: np.empty(len(some)) for name in of_each}
         nearest = np.full(len(some), np.iinfo(np.int64).max)
         for queries, ranks in blocks:
             found = queries[ranks.counts > 0]
             nearest[found] = m.nearest(ranks)
             for name, values in each.items():
-                values[found] = m.OF_EACH[name](ranks)
+                values[found] = of_each[name](ranks)
         per_query = {"first_rank": np.where(some, nearest, -1).astype(np.int32)} | {
             name: np.where(some, values, np.nan).astype(np.float32) for name, values in each.items() if name != "mrr"
         }
         recalls = {f"recall@{k}": float((nearest < k).sum() / len(some)) for k in self.ks if "recall" in self.metrics}
         # In the order of the queries, so that the sums are the same whatever the blocks.
-        return {**recalls, **{name: float(values[some].mean()) for name, values in each.items()}}, per_query
+        means = {
+            name: float(values[some].sum() / (len(some) if "@" in name and name != "map@r" else some.sum()))
+            for name, values in each.items()
+        }
+        return {**recalls, **means}, per_query
 
     def _prepare(self, embeddings: Any, what: str) -> Tensor:
         if not isinstance(embeddings, Tensor):  # torch takes no negative strides and no foreign byte order

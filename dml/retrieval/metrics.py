@@ -1,10 +1,11 @@
-"""Retrieval metrics as pure functions of the ranks of the positives; every value is in [0, 1].
+"""Retrieval metrics as pure functions of the ranks of the positives; every value is in [0, 1], AMI's at most 1.
 
-Queries without a positive (the only image of their class) count as a miss in Recall@K and are left out of the others.
+Queries without a positive (the only image of their class) count as a miss in Recall@K and Precision@K, and are left out
+of the others.
 Each metric is a mean over queries; OF_EACH has what it is the mean of, for those who look at some queries at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -37,6 +38,11 @@ def mean_reciprocal_rank(ranks: Ranks) -> float:
     return float(_reciprocal_ranks(ranks).mean())
 
 
+def precision_at_k(ranks: Ranks, k: int) -> float:
+    """Mean share of positives among the k nearest, over all queries: one without a positive counts 0."""
+    return float(precisions_at_k(ranks, k).sum() / len(ranks.counts))
+
+
 def nmi(
     embeddings: np.ndarray,
     labels: np.ndarray,
@@ -53,16 +59,39 @@ def nmi(
         embeddings: [N, D]. labels: [N].
         seed, restarts, progress: of the clustering.
     """
-    from sklearn.metrics import normalized_mutual_info_score
+    return of_clusters(("nmi",), embeddings, labels, seed, restarts, progress)["nmi"]
+
+
+def of_clusters(
+    names: Collection[str],
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    seed: int,
+    restarts: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """nmi, and ami (adjusted for chance, Vinh et al. 2010, by the arithmetic mean; 0 in the mean of random clusters,
+    which may be a little less), of one clustering.
+
+    Args:
+        names: of nmi and ami, what is wanted. The others are those of `nmi`.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score, normalized_mutual_info_score
 
     k = len(np.unique(labels))
     found = clusters(embeddings, k, seed=seed, restarts=restarts, progress=progress)
-    return float(normalized_mutual_info_score(labels, found, average_method="arithmetic"))
+    scores = {"nmi": normalized_mutual_info_score, "ami": adjusted_mutual_info_score}
+    return {name: float(scores[name](labels, found, average_method="arithmetic")) for name in scores if name in names}
 
 
 def nearest(ranks: Ranks) -> np.ndarray:
     """The rank of the nearest positive of the queries that have one."""
     return ranks.ranks[_first(ranks)[ranks.counts > 0]]
+
+
+def precisions_at_k(ranks: Ranks, k: int) -> np.ndarray:
+    """The share of positives among the k nearest, of the queries that have a positive."""
+    return _means(ranks, (ranks.ranks < k).astype(float)) * ranks.counts[ranks.counts > 0] / k
 
 
 def _r_precisions(ranks: Ranks) -> np.ndarray:

@@ -91,7 +91,7 @@ def compare(model: Trained, source: Source, written: Sequence[Written]) -> dict[
     Raises:
         ValueError: a file that computes in float32 gives other embeddings.
     """
-    ways: list[Embed] = [model.embedder, *(file.embed for file in written)]
+    ways: list[Embed] = [model.learner, *(file.embed for file in written)]
     parts = [part for part in (source.test, source.gallery) if part is not None]
     seconds = np.zeros(len(ways))
     sides: list[list[Tensor]] = []  # of each part, the embeddings of each way

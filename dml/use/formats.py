@@ -46,11 +46,12 @@ class Network(nn.Module):
     def __init__(self, model: Trained) -> None:
         super().__init__()
         self.embedder = model.embedder
+        self.join = getattr(model.embedder, "join", None) or nn.Identity()  # of an embedder in groups
         self.normalize = model.normalized and not model.config["transform"].get("ten_crop")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 [B, 3, H, W] -> embeddings [B, D]."""
-        embeddings = self.embedder(images)
+        embeddings = self.join(self.embedder(images))
         return F.normalize(embeddings, dim=1) if self.normalize else embeddings
 
 

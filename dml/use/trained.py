@@ -34,7 +34,7 @@ class Trained:
     Attributes:
         config: the run's, as its checkpoint carries it: plain data.
         learner: the Lightning module, with loss and evaluator.
-        embedder: its network, images uint8 [B, 3, H, W] -> embeddings [B, D], of any length.
+        embedder: its network alone, which gives columns if it is one in groups (models/groups.py).
         transforms: decode and test transform.
         dim: D.
         normalized: whether the run compares embeddings of length 1 (`evaluator.normalize`), as `__call__` then gives.

@@ -137,9 +137,45 @@ def test_all_metrics_in_their_order_and_only_those_asked_for():
     recalls = ["recall@1", "recall@2", "recall@4", "recall@8"]
     assert list(everything) == [*recalls, "map@r", "r_precision", "map", "mrr", "nmi"]
     assert all(0 <= value <= 1 for value in everything.values())
+    everything = Evaluator(metrics=METRICS)(x, y)
+    precisions = ["precision@1", "precision@2", "precision@4", "precision@8"]
+    assert list(everything) == [*recalls, *precisions, "map@r", "r_precision", "map", "mrr", "nmi", "ami"]
     for name in METRICS:
-        keys = [key for key in everything if key == name or (name == "recall" and key.startswith("recall@"))]
+        keys = [key for key in everything if name in (key, key.partition("@")[0]) and not key == "map@r" != name]
         assert Evaluator(metrics=(name,))(x, y) == {key: everything[key] for key in keys}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("words", [False, True])
+def test_metrics_of_each_class_are_means_over_its_queries(backend, words):
+    x, numbers = oracle.embeddings_and_labels("grid", 90, 3, 40)  # some classes have a single image
+    names = ["precision", *RANKED]
+    y = [f"class {c}" for c in numbers] if words else numbers.tolist()
+    evaluator = Evaluator(ks=KS, metrics=names, normalize=False, backend=backend)
+    metrics, classes = evaluator(x, y, return_per_class=True)
+    assert metrics == evaluator(x, y) and set(classes) == set(metrics)
+    order, _ = oracle.ranking(x, x, np.arange(90))
+    hits = numbers[order] == numbers[:, None]
+    for k in KS:
+        assert metrics[f"precision@{k}"] == pytest.approx(hits[:, :k].mean(), rel=1e-12)
+    for name, values in classes.items():
+        assert set(values) == set(y)
+        for label, value in values.items():
+            mine = [i for i in range(90) if y[i] == label]
+            if name.startswith("precision@"):
+                expected = hits[mine, : int(name[10:])].mean()
+            elif len(mine) == 1:
+                expected = 0 if name.startswith("recall") else np.nan
+            else:
+                expected = oracle.scores(order[mine], numbers[mine], numbers, KS)[name]
+            assert value == pytest.approx(expected, rel=1e-6, nan_ok=True), (name, label)
+
+
+def test_ami_is_adjusted_for_chance():
+    x, y = oracle.embeddings_and_labels("random", 300, 4, 60)  # labels say nothing of places
+    found = Evaluator(metrics=["nmi", "ami"])(x, y)
+    assert found["nmi"] > 0.5 and abs(found["ami"]) < 0.1
+    assert Evaluator(metrics=["ami"])(np.repeat(np.eye(3), 5, axis=0), np.repeat([0, 1, 2], 5)) == {"ami": 1.0}
 
 
 @pytest.mark.parametrize("kind", ["random", "grid", "two_values", "twins", "identical"])

@@ -19,13 +19,21 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     Distances of nearly equal embeddings cancel: in bfloat16 the mined extremes are often the wrong ones. Labels may
     come as a list or an array too.
 
+    A third argument is taken as other libraries give one (pytorch-metric-learning's indices_tuple), if it is None. The
+    class also gets a repr that shows its arguments.
+
     Raises:
         ValueError: embeddings are no tensor of floats [m, d] with m and d of 1 or more, labels not whole numbers [m],
-            or anchors not 1 to m.
+            or anchors not 1 to m, or there is a third argument.
     """
 
     @functools.wraps(forward)
-    def wrapper(self: Any, embeddings: Tensor, labels: Any, **given: Any) -> Tensor:
+    def wrapper(self: Any, embeddings: Tensor, labels: Any, indices_tuple: None = None, **given: Any) -> Tensor:
+        if indices_tuple is not None:
+            raise ValueError(
+                f"{type(self).__name__} takes no pairs or triplets of a miner (indices_tuple): it mines by itself, "
+                "from embeddings and labels"
+            )
         if not isinstance(embeddings, Tensor):
             raise ValueError(f"a loss takes embeddings [m, d] as a tensor, not as {type(embeddings).__name__}")
         labels = _tensor(labels, embeddings.device)
@@ -43,7 +51,32 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):
             return forward(self, embeddings, labels.long(), **given)
 
-    return wrapper
+    return _InClass(wrapper)  # until its class is made
+
+
+class _InClass:
+    """A `forward` in the body of a class, which leaves it the plain function and a repr."""
+
+    def __init__(self, forward: Callable[..., Tensor]) -> None:
+        self.forward = forward
+
+    def __set_name__(self, owner: Any, name: str) -> None:
+        setattr(owner, name, self.forward)
+        if "extra_repr" not in vars(owner):
+            owner.extra_repr = _arguments
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        return self.forward(*given, **named)
+
+
+def _arguments(loss: Any) -> str:
+    """The arguments that a loss was made with, as far as it keeps them under their names: alpha=4.0, epsilon=0.0001."""
+    kept = {}
+    for name in inspect.signature(type(loss).__init__).parameters:
+        value = getattr(loss, name, getattr(loss, f"_{name}", loss))
+        if not isinstance(value, torch.nn.Module | Tensor):  # these are shown by themselves, or are weights
+            kept[name] = value
+    return ", ".join(f"{name}={value!r}" for name, value in kept.items())
 
 
 def _tensor(labels: Any, device: torch.device) -> Tensor:
