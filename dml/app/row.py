@@ -59,6 +59,13 @@ def _network(config: dict[str, Any]) -> dict[str, Any]:
     return {group: rest for group, rest in network.items() if rest}
 
 
+def _scaled(embedder: torch.nn.Module) -> dict[str, list[float]]:
+    """The mean and deviation that images in 0 .. 1 are scaled by, where the embedder has them."""
+    held = {key: getattr(embedder, key, None) for key in ("mean", "std")}
+    found = {key: value for key, value in held.items() if isinstance(value, torch.Tensor)}
+    return {key: [round(number, 6) for number in value.flatten().tolist()] for key, value in found.items()}
+
+
 def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str, Any]:
     """All that decides a result, for tables and for whoever compares two of them.
 
@@ -103,6 +110,7 @@ def row_of(built: Built, steps: int, chosen: str | None, code: str) -> dict[str,
         "codes": config["evaluator"].get("codes") or {},
         "network": _network(config),
         "transform": config["transform"],
+        "images": _scaled(built.model.embedder),
         "batch": None if None in sizes else sizes[0] * sizes[1],
         "optimizer": config["optimizer"],
         "scheduler": config["scheduler"],

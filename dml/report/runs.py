@@ -16,7 +16,7 @@ _FREE = frozenset({"seed", "evaluated_step", "code", "class_disjoint", "leak", "
 # What follows from the fold, when that differs.
 _FOLD = frozenset({"split.fold", "train_images", "train_classes", "loss.num_classes"})
 # What rows of before lack: it is compared where both have it.
-_LATER = frozenset({"split._target_"})
+_LATER = frozenset({"split._target_", "transform.interpolation", "images.mean", "images.std"})
 
 
 @dataclass(frozen=True)

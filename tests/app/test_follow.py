@@ -118,7 +118,7 @@ def test_a_run_and_its_evaluation_say_the_sizes_that_were_used(tmp_path):
         "backbone": {"depth": 1, "embed_dim": 24, "img_size": 32},
         "embedder": {"pool": "gem", "head": "none"},
     }
-    assert row["dimension"] == 24
+    assert row["dimension"] == 24 and row["images"] == {"mean": [0.5] * 3, "std": [0.5] * 3}
     config = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert config.transform.size == config.backbone.img_size == 32 and config.embedder.dim == 24
     again = evaluate(tmp_path / "again", tmp_path / "run" / "checkpoints" / "best.ckpt")
