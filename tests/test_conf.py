@@ -244,6 +244,11 @@ def test_data(choice, tmp_path):
     assert set(settings) - {"_target_"} == set(inspect.signature(load).parameters)
     if choice == "folder":
         settings["root"] = str(write_images(tmp_path / "tree", classes=8, images=2))
+    elif choice == "table":
+        images = sorted(write_images(tmp_path / "tree", classes=8, images=2).rglob("*.png"))
+        lines = ["path,label", *(f"{path},{path.parent.name}" for path in images)]
+        settings["file"] = str(tmp_path / "table.csv")
+        Path(settings["file"]).write_text("\n".join(lines))
     elif choice not in ("digits", "emoji"):
         pytest.skip("its files are not at hand")
     source = make(settings)

@@ -65,7 +65,9 @@ def read_to_evaluate(path: Path, trust: bool, key: str = "ckpt_path") -> dict[st
     config = {key: value for key, value in checkpoint["dml_config"].items() if key not in _UNUSED}
     if not trust:
         distrust(config, f"{key}={path}")
-        config["data"] = {**config["data"], "cache": "none"}
+        # It says neither that files are written nor where.
+        elsewhere = {"unpacked_dir": "data/unpacked"} if "unpacked_dir" in config["data"] else {}
+        config["data"] = {**config["data"], "cache": "none", **elsewhere}
     trainer = checkpoint["dml_config"].get("trainer")
     plain = {
         str(key): value
@@ -87,6 +89,9 @@ def data_to_test(data: dict[str, Any], told: set[str]) -> dict[str, Any]:
     Raises:
         ValueError: the command line gives training images alone.
     """
+    whole = {"dml.data.table.load": "data.file", "dml.data.hf.load": "data.name"}.get(str(data.get("_target_")))
+    if whole in told and "data.train_fraction" not in told:
+        return {**data, "train_fraction": None}
     given = {key for key in ("root", "train_root", "test_root") if f"data.{key}" in told and data.get(key) is not None}
     if data.get("_target_") != "dml.data.folder.load" or not given:
         return data

@@ -12,7 +12,9 @@ from dml.data.trained_on import TrainedOn, of_test_part
 
 # Of the groups trainer and data, what says where a run is carried out and not what comes out of it.
 _MACHINE = frozenset({"accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps", "enable_model_summary"})
-_PLACE = frozenset({"root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"})
+_PLACE = frozenset(
+    {"file", "unpacked_dir", "root", "train_root", "test_root", "download", "cache", "cache_dir", "on_error", "max_bad"}
+)
 # Of the groups backbone and embedder, what the row has under a name of its own.
 _NAMED = frozenset({"name", "pretrained", "checkpoint_path", "dim", "freeze_bn", "freeze", "normalize"})
 _OURS = {"backbone": "dml.models.backbones.create_backbone", "embedder": "dml.models.embedder.Embedder"}

@@ -36,6 +36,7 @@ class Records:
         boxes: [N, 4] bounding boxes (left, top, right, bottom) in pixels, if the source has them.
         left_out: how many further images were left out, as they cannot be decoded.
         wholes: one name a class, of what it is a part of and no split may cut; None: each class stands alone.
+        groups: [N] of what an image is one (a camera, a session), if it is to be searched among those of others only.
     """
 
     images: Sequence[Path] | np.ndarray
@@ -44,6 +45,7 @@ class Records:
     boxes: np.ndarray | None = None
     left_out: int = 0
     wholes: tuple[str, ...] | None = None
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         assert len(self.images) == len(self.labels), (len(self.images), len(self.labels))
@@ -76,6 +78,7 @@ class Records:
             class_names=tuple(self.class_names[c] for c in kept),
             boxes=None if self.boxes is None else self.boxes[indices],
             wholes=None if self.wholes is None else tuple(self.wholes[c] for c in kept),
+            groups=None if self.groups is None else self.groups[indices],
         )
 
 
@@ -94,6 +97,7 @@ class Source:
             reason is known.
         passed_over: what was not read: an extension, or another word for the kind -> how many files (or classes).
         notes: what else a user has to know of how the source was read and split, a sentence each.
+        validation: the validation part that the source itself names; None: it is taken from the training records.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Source:
     leak: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    validation: Records | None = None
 
     def __post_init__(self) -> None:
         common = sorted(set(self.train.class_names) & set(self.test.class_names))
@@ -156,6 +161,10 @@ class Source:
             ValueError: one of the sides (with folds: of any fold) would have too few classes or images; names the
                 config key.
         """
+        if self.validation is not None:
+            if fold is not None:
+                raise ValueError(f"data.fold={fold} is not possible: the data names its own validation images")
+            return replace(self, validation=None), self.validation
         if fold is None:
             if not 0 < fraction < 1:
                 raise ValueError(f"data.val_fraction={fraction} is not possible: it must lie between 0 and 1")

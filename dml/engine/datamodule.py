@@ -153,6 +153,11 @@ class RetrievalData(pl.LightningDataModule):
         self._sampler: Any = None
         self._resumed: dict[str, Any] | None = None
 
+    def evaluated(self, stage: str) -> list[Any]:
+        """The data sets of a stage, validation or test: of the queries, and of the gallery if there is one."""
+        sets = [self._test, self._gallery] if stage == "test" else [self._validation]
+        return [each for each in sets if each is not None]
+
     @property
     def parts(self) -> dict[str, Any]:
         """The data sets by name: training, validation, test, gallery; those that there are, each once."""

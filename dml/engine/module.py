@@ -286,6 +286,7 @@ class MetricLearner(pl.LightningModule):
             gallery_labels=gallery[1],
             # Galleries are in the test alone, and so are queries that are in one.
             own_index=None if gallery[0] is None else getattr(self.trainer.datamodule, "own_index", None),  # type: ignore[attr-defined]
+            **self._groups(test=stage == "test"),
             share=processes(),
             add_up=lambda values: add_over_ranks(values, self.device),
             progress=self._show_clustering,
@@ -293,6 +294,15 @@ class MetricLearner(pl.LightningModule):
         metrics = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
         self.log_dict(metrics, sync_dist=True)  # the same on every rank already; Lightning wants to be told
         return sides, metrics
+
+    def _groups(self, *, test: bool) -> dict[str, Any]:
+        """Which images are of one camera or session, for an evaluator, where the data says it."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        datasets = data.evaluated("test" if test else "validation") if hasattr(data, "evaluated") else []
+        groups = [getattr(each.records, "groups", None) for each in datasets]
+        if not groups or groups[0] is None:
+            return {}
+        return {"groups": groups[0], "gallery_groups": groups[1] if len(groups) > 1 else None}
 
     def _put_together(self, loader: int) -> tuple[Tensor, Tensor]:
         """What all ranks saw of a loader, each its share, in the order of the records, as one process sees them."""

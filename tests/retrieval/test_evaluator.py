@@ -470,3 +470,26 @@ def test_no_query_with_a_positive_is_refused(name):
     assert evaluator(np.eye(4), [0, 1, 2, 3], gallery=np.eye(4)[::-1], gallery_labels=[3, 5, 9, -1])
     with pytest.raises(ValueError, match="no query has"):  # but itself
         evaluator(np.eye(2), [0, 1], gallery=np.eye(3, 2), gallery_labels=[0, 1, 2], own_index=[0, 1])
+
+
+@pytest.mark.parametrize("backend", ["ranks", "faiss"])
+@pytest.mark.parametrize("gallery", [False, True])
+def test_images_of_a_group_do_not_find_each_other(backend, gallery):
+    x, labels = oracle.embeddings_and_labels("grid", 60, 3, 6)
+    groups = np.array(["front", "back", "side"])[np.random.default_rng(1).integers(0, 3, 60)]
+    g, g_labels, g_groups = (each[10:50] for each in (x, labels, groups)) if gallery else (x, labels, groups)
+    distances = np.sqrt(((x[:, None].astype(np.float64) - g[None]) ** 2).sum(axis=2))
+    firsts, precisions = [], []
+    for q in range(60):
+        order = [i for i in np.argsort(distances[q], kind="stable") if g_groups[i] != groups[q]]
+        hits = g_labels[order] == labels[q]
+        firsts.append(hits[0])
+        if hits.any():
+            precisions.append(np.mean([hits[: i + 1].mean() for i in np.flatnonzero(hits)]))
+    evaluate = Evaluator(ks=(1,), metrics=("recall", "map"), backend=backend, normalize=False)
+    own = np.where((np.arange(60) >= 10) & (np.arange(60) < 50), np.arange(60) - 10, -1)
+    given = {"gallery": g, "gallery_labels": g_labels, "gallery_groups": g_groups, "own_index": own} if gallery else {}
+    found = evaluate(x, labels, groups=groups, **given)
+    assert found == pytest.approx({"recall@1": np.mean(firsts), "map": np.mean(precisions)})
+    with pytest.raises(ValueError, match="all images that are searched are of the group a"):
+        evaluate(x, labels, groups=["a"] * 60)
