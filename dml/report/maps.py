@@ -32,6 +32,9 @@ def umap(x: np.ndarray) -> tuple[np.ndarray | None, str]:
         from umap import UMAP
     except ImportError:
         return None, "UMAP is not installed (pip install umap-learn), so there is no second map."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own use of numba, and that a seed means one thread
-        return UMAP(random_state=0, n_jobs=1).fit_transform(x), ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own use of numba, and that a seed means one thread
+            return UMAP(random_state=0, n_jobs=1).fit_transform(x), ""
+    except Exception as error:  # whatever numba may meet: the rest of the page is worth more
+        return None, f"UMAP failed: {error!r}"

@@ -141,8 +141,8 @@ def further(metrics: Mapping[str, float]) -> tuple[list[str], dict[str, dict[str
     """What other searches than the plain one found (qe, int8-64B): names of metrics, and search -> metric -> value."""
     found: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
-        part, *search, metric = name.split("/")
-        if part == "test" and search:
+        *search, metric = name.removeprefix("test/").split("/")
+        if search and name.startswith("test/"):
             found.setdefault("/".join(search), {})[metric] = value
     return list(dict.fromkeys(metric for values in found.values() for metric in values)), found
 

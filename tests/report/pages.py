@@ -47,15 +47,25 @@ def made(classes=5, images=12, dim=6, noise=1.0, gallery=False, **given) -> Test
     return Tested(looked=looked, embeddings=x, **{**defaults, **given})
 
 
-def look_at(page, picture, width=1200) -> list[str]:
-    """Open a page in Chromium, take a screenshot, and give what its console said of errors and warnings."""
+def _browse(page, folder, *options) -> subprocess.CompletedProcess:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium to open the page with")
     # A log to standard error; a profile of its own; time for scripts.
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
-    command += [f"--user-data-dir={picture.parent / 'profile'}", f"--window-size={width},1600"]
-    command += ["--virtual-time-budget=2000", f"--screenshot={picture}", page.resolve().as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and picture.is_file(), done.stderr[-2000:]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=2000", *options]
+    done = subprocess.run([*command, page.resolve().as_uri()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def look_at(page, picture, width=1200) -> list[str]:
+    """Open a page in Chromium, take a screenshot, and give what its console said of errors and warnings."""
+    done = _browse(page, picture.parent, f"--window-size={width},1600", f"--screenshot={picture}")
+    assert picture.is_file(), done.stderr[-2000:]
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def elements(page, folder) -> str:
+    """The elements of a page once its scripts have run."""
+    return _browse(page, folder, "--window-size=1200,1600", "--dump-dom").stdout

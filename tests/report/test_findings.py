@@ -1,9 +1,12 @@
 """Findings against loops over the same neighbours."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 
 from dml.report.findings import Looked, confused, recall_by_class, scores, suspicious
-from dml.report.maps import pca
+from dml.report.maps import pca, umap
 from tests.report.pages import made
 
 
@@ -60,3 +63,19 @@ def test_pca_keeps_the_variance_and_has_one_sign():
     np.testing.assert_allclose(plane.var(axis=0), values[:2])
     np.testing.assert_allclose(share, values[:2].sum() / values.sum())
     np.testing.assert_allclose(pca(-x)[0], -plane, atol=1e-9)  # the direction is the same
+
+
+def test_umap_says_why_there_is_none(monkeypatch):
+    few, many = np.zeros((999, 3)), np.zeros((1000, 3))
+    assert umap(few) == (None, "UMAP is drawn from 1,000 images on.")
+    assert umap(np.zeros((5000, 2))) == (None, "")  # a plane is a map
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert umap(many)[0] is None and "pip install umap-learn" in umap(many)[1]
+
+
+def test_a_umap_that_fails_costs_its_map_alone(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=fail))
+    assert umap(np.zeros((1000, 3))) == (None, "UMAP failed: RuntimeError('no compiler')")

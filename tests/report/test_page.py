@@ -1,6 +1,7 @@
 """The page of a run: whole without network, any name is text, what is left out is said, a browser has no complaint."""
 
 import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -12,7 +13,7 @@ from PIL import Image
 from dml.report import page
 from dml.report.page import render
 from dml.report.thumbnails import Thumbnails
-from tests.report.pages import NAMES, look_at, made
+from tests.report.pages import NAMES, elements, look_at, made
 
 
 class Read(HTMLParser):
@@ -93,6 +94,21 @@ def test_a_browser_has_no_complaint(tmp_path, width):
     assert look_at(file, tmp_path / "page.png", width) == []
     pixels = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
     assert len(np.unique(pixels, axis=0)) > 50  # frames, pictures, text: no empty page
+
+
+def test_pointing_at_the_map_shows_the_picture_and_the_class(tmp_path):
+    file, part = tmp_path / "report.html", made(classes=7)
+    at = "{clientX: box.left + places[3][0], clientY: box.top + places[3][1]}"
+    point = f"const box = canvas.getBoundingClientRect(); canvas.dispatchEvent(new PointerEvent('pointermove', {at}));"
+    text = render(part)
+    file.write_text(text.replace("buttons[0].click();", f"buttons[0].click(); {point}"), encoding="utf-8")
+    found = elements(file, tmp_path)
+    assert "<td>class 6</td>" in found  # the table of classes is filled
+    tip = re.search(r'<div id="tip"(.*?)</div>', found, re.S)[1]
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])["map"]
+    name = data["names"][data["classes"][3]]
+    assert "display: block" in tip and f"<span>{html.escape(name, quote=False)}</span>" in tip
+    assert "background-position: -120px 0px" in tip  # the fourth square of 40 pixels
 
 
 def test_a_script_that_fails_is_seen(tmp_path):
