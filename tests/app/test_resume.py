@@ -116,7 +116,7 @@ def test_the_best_of_before_the_stop_stays_the_best(tmp_path, monkeypatch):
     from dml.retrieval.evaluator import Evaluator
 
     evaluate = Evaluator.__call__
-    scores = [0.9, 0.2, 0.3, 0.1]
+    scores = [0.0, 0.9, 0.2, 0.3, 0.1]  # the first before the first step
 
     def scripted(self, *args, **kwargs):
         found = evaluate(self, *args, **kwargs)

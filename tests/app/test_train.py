@@ -70,7 +70,7 @@ def test_the_seed_decides_the_result(tmp_path):
 def test_the_evaluated_checkpoint_is_the_one_that_validation_chose(tmp_path, monkeypatch):
     from dml.retrieval.evaluator import Evaluator
 
-    scores, evaluate = [0.3, 0.9, 0.1], Evaluator.__call__
+    scores, evaluate = [0.0, 0.3, 0.9, 0.1], Evaluator.__call__  # the first before the first step
 
     def scripted(self, *args, **kwargs):
         found = evaluate(self, *args, **kwargs)
