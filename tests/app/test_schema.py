@@ -233,10 +233,11 @@ def test_any_override_composes_and_passes_or_is_named(place, text):
 
 
 # Range and constructor are two statements of one thing; they must agree. Types are those of the signature.
-WRAPPERS = (".CrossBatchMemory", ".PerGroupLoss", ".MatryoshkaLoss", ".SumLoss")
+WRAPPERS = (".CrossBatchMemory", ".PerGroupLoss", ".MatryoshkaLoss", ".S2SDLoss", ".SumLoss")
 CONSTRUCTED = [
     *((target, {}) for target in TARGETS if ".losses." in target and not target.endswith(WRAPPERS)),
     ("dml.losses.per_group.PerGroupLoss", {"loss": None}),
+    ("dml.losses.s2sd.S2SDLoss", {"loss": None}),
     ("dml.losses.memory.CrossBatchMemory", {"loss": None, "embedding_dim": 2}),
     ("dml.losses.matryoshka.MatryoshkaLoss", {"loss": None, "embedding_dim": 2}),
     ("dml.retrieval.expansion.QueryExpansion", {}),
