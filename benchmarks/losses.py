@@ -1,15 +1,17 @@
 """Losses forward and backward: ours, the plain formula under autograd, and pytorch-metric-learning.
 
 `python -m benchmarks.losses [--sizes 128 2048 8192] [--classes 11318 100000] [--dim 512] [--device cpu|cuda] [--rounds
-3] [--only NAME ...] [--no-memory]`. Every case sees the same batch: m normal embeddings, 4 of each class; those of the
-second table, with weights of `classes` classes, one of 512. Times are medians over rounds in which all cases take
-turns, after one to warm up. Extra memory is the peak of a process of its own over what it held before the call. A case
-that would take more memory or minutes than there are is left out by name.
+3] [--only NAME ...] [--no-memory] [--processor-time]`. Every case sees the same batch: m normal embeddings, 4 of each
+class; those of the second table, with weights of `classes` classes, one of 512. Times are medians over rounds in which
+all cases take turns, after one to warm up. With --processor-time times are those of the processor (give
+OMP_NUM_THREADS=1), for a machine that others use too. Extra memory is the peak of a process of its own over what it
+held before the call. A case that would take more memory or minutes than there are is left out by name.
 """
 
 import argparse
 import platform
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import by_turns, extra_memory, in_process, timed
+from dml.engine.allocator import keep_freed_memory
 from dml.losses.angular import AngularLoss
 from dml.losses.arc_face import ArcFaceLoss
 from dml.losses.calibration import CalibrationLoss
@@ -244,9 +247,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=[])
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not options.memory_of:
+        keep_freed_memory()  # as engine.reuse_memory does in training
     if options.memory_of:
         found = _tables(options)[0][3]
         case = partial(step, found[options.memory_of])
@@ -277,7 +283,8 @@ def table(m: int, title: str, given: tuple[object, ...], found: dict[str, Case],
     for case in found.values():
         if isinstance(case, torch.nn.Module):
             case.to(options.device)
-    chosen = {name: timed(step, case, x, labels, device=options.device) for name, case in found.items()}
+    clock = time.process_time if options.processor_time else time.perf_counter
+    chosen = {name: timed(step, case, x, labels, device=options.device, clock=clock) for name, case in found.items()}
     median = by_turns(chosen, options.rounds, repeats=20 if m <= 128 else 1)
     floor = min(median["product"], median["product (oneDNN)"])
     print(f"\n| {title} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)

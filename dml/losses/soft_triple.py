@@ -1,18 +1,21 @@
 """SoftTriple loss, Qian et al. (2019), arXiv:1909.05235."""
 
 import math
+from functools import partial
 from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dml.losses.building_blocks.anchors import unit
 from dml.losses.building_blocks.contract import full_precision, require
 from dml.losses.building_blocks.proxies import product, require_fit, require_sizes
 
 _APART = 1e-5  # beside the squared distance of two centres of a class, as in the authors' code: equal ones have a slope
+_COSINES = 2**25  # of embeddings and centres that are held at a time, in several arrays
 
 
 class SoftTripleLoss(nn.Module):
@@ -68,14 +71,25 @@ class SoftTripleLoss(nn.Module):
         """
         classes, k, dim = self.centers.shape
         require_fit(embeddings, labels, dim, classes)
-        centers = unit(self.centers.flatten(0, 1).to(embeddings.dtype))
-        to_centers = product(unit(embeddings), centers).unflatten(1, (classes, k))
-        cosines = ((to_centers / self.gamma).softmax(dim=2) * to_centers).sum(dim=2)
-        own = labels[:, None]
-        loss = F.cross_entropy(self.scale * cosines.scatter(1, own, cosines.gather(1, own) - self.margin), labels)
+        z, centers = unit(embeddings), unit(self.centers.flatten(0, 1).to(embeddings.dtype))
+        step = max(1, _COSINES // len(centers))
+        if step >= len(z):
+            loss = self._cross_entropy(z, labels, centers) / len(z)
+        else:  # what each part holds for the backward pass is made anew there
+            parts = zip(z.split(step), labels.split(step), strict=True)
+            again = partial(checkpoint, self._cross_entropy, use_reentrant=False, preserve_rng_state=False)
+            loss = torch.stack([again(x, y, centers) for x, y in parts]).sum() / len(z)
         if k == 1 or self.tau == 0:
             return loss
         of_class = centers.unflatten(0, (classes, k))
         first, second = torch.triu_indices(k, k, 1, device=centers.device)
         apart = (of_class[:, first] - of_class[:, second]).square().sum(dim=2)
         return loss + self.tau * (apart + _APART).sqrt().sum() / (classes * k * (k - 1))
+
+    def _cross_entropy(self, z: Tensor, labels: Tensor, centers: Tensor) -> Tensor:
+        """Summed over embeddings z [b, d] on the sphere; centers are [C K, d]."""
+        to_centers = product(z, centers).unflatten(1, self.centers.shape[:2])
+        cosines = ((to_centers / self.gamma).softmax(dim=2) * to_centers).sum(dim=2)
+        own = labels[:, None]
+        logits = self.scale * cosines.scatter(1, own, cosines.gather(1, own) - self.margin)
+        return F.cross_entropy(logits, labels, reduction="sum")

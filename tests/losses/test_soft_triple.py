@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from dml.losses import soft_triple
 from dml.losses.soft_triple import SoftTripleLoss
-from tests.losses import by_proxies
+from tests.losses import SMOOTH, by_proxies, value_and_gradient
 from tests.losses.conftest import LossContract
 
 CLASSES = 7  # one more than any batch has, so that a class without samples is there too
@@ -31,6 +32,19 @@ def test_its_weights():
     weights = SoftTripleLoss(embedding_dim=64, num_classes=500).centers
     assert weights.shape == (500, 10, 64) and weights.dtype == torch.float32
     assert weights.std().item() == pytest.approx((5000 * 3) ** -0.5, rel=0.02)
+
+
+def test_very_many_centres_are_taken_in_parts(monkeypatch):
+    given = []
+    x, labels = SMOOTH["unequal"].make(0)
+    for most in (2**25, 30):  # 24 embeddings: two at a time, of 14 centres
+        monkeypatch.setattr(soft_triple, "_COSINES", most)
+        torch.manual_seed(0)
+        loss = SoftTripleLoss(embedding_dim=8, num_classes=CLASSES, centers_per_class=2).double()
+        value, gradient = value_and_gradient(loss, x, labels)
+        given.append((value, gradient, loss.centers.grad))
+    for whole, parts in zip(*given, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-14)
 
 
 def test_equal_centres_have_a_finite_gradient():
