@@ -106,8 +106,8 @@ class TestSource(SourceContract):
     build = staticmethod(stripes)
 """
 YAMLS = {
-    "loss/margin": "_target_: mine.parts.Margin\nmargin: 0.5\n",
-    "sampler/shuffled": "_target_: mine.parts.Shuffled\nsize: 12\n",
+    "loss/my_margin": "_target_: mine.parts.Margin\nmargin: 0.5\n",
+    "sampler/my_order": "_target_: mine.parts.Shuffled\nsize: 12\n",
     "backbone/grid": "_target_: mine.parts.Grid\n",
     "data/stripes": "_target_: mine.parts.stripes\nclasses: 12\nval_fraction: 0.4\n",
 }
@@ -136,7 +136,14 @@ def run(project, *command, cwd=ROOT):
 
 
 def test_parts_outside_of_the_repository_train_and_are_evaluated(project, tmp_path):
-    chosen = ("data=stripes", "loss=margin", "sampler=shuffled", "backbone=grid", "trainer.max_steps=4", "logger=none")
+    chosen = (
+        "data=stripes",
+        "loss=my_margin",
+        "sampler=my_order",
+        "backbone=grid",
+        "trainer.max_steps=4",
+        "logger=none",
+    )
     trained = tmp_path / "run"
     run(project, "train.py", "--config-dir", project / "conf", *QUIET, DIGITS, *chosen, f"hydra.run.dir={trained}")
     found = json.loads((trained / "metrics.json").read_text())
