@@ -181,8 +181,15 @@ def _write_timm(model: Trained, normalize: bool, folder: Path) -> Written:
             f"timm cannot load a network of parts of your own ({type(embedder).__name__}): leave safetensors out, by "
             "--only torch,onnx,float16,int8"
         )
+    pool, kind = (model.config["embedder"].get(key) for key in ("pool", "head"))
+    if pool == "gem" or kind not in (None, "linear"):
+        raise ValueError(
+            f"timm has no network with embedder.pool={pool or 'null'} and embedder.head={kind or 'linear'}: leave "
+            "safetensors out, by --only torch,onnx,float16,int8"
+        )
     known = ("_target_", "name", "pretrained", "checkpoint_path")
     options = {key: value for key, value in config.items() if key not in known}
+    options |= {} if pool is None else {"global_pool": pool}
     plain = timm.create_model(config["name"], num_classes=model.dim, **options)
     head = plain.get_classifier()
     if not isinstance(head, nn.Linear) or head.weight.shape != embedder.head.weight.shape:
@@ -203,7 +210,7 @@ def _write_timm(model: Trained, normalize: bool, folder: Path) -> Written:
     pretrained = {
         **{key: plain.pretrained_cfg.get(key) for key in ("first_conv", "pool_size", "fixed_input_size", "license")},
         "input_size": _shape(model),
-        "interpolation": "bilinear",
+        "interpolation": model.config["transform"].get("interpolation", "bilinear"),
         "crop_pct": 1.0,
         "mean": mean,
         "std": std,
@@ -238,6 +245,8 @@ def five_lines(model: Trained, where: str) -> list[str]:
     t = model.config["transform"]
     size, resize, side = t["size"], t["resize"], t.get("resize_side", "larger")
     to = {"larger": f"None, max_size={resize}", "shorter": f"{resize}", "both": f"({resize}, {resize})"}[side]
+    if (by := t.get("interpolation", "bilinear")) != "bilinear":
+        to = f"{to}, interpolation=v2.InterpolationMode.{by.upper()}"
     ground = [f"v2.Pad({size}, {t['fill']})"] if t.get("fill") else []
     mean, std = ([round(x, 6) for x in getattr(model.embedder, key).flatten().tolist()] for key in ("mean", "std"))
     steps = [f"v2.Resize({to})", *ground, f"v2.CenterCrop({size})", "v2.ToImage()"]

@@ -1,5 +1,6 @@
 """dml export: files that give the run's embeddings without dml, and the truth about those that do not."""
 
+import copy
 import json
 import logging
 
@@ -10,7 +11,7 @@ import torch
 
 from dml.retrieval.evaluator import Evaluator
 from dml.use.export import compare, source_of
-from dml.use.formats import Written
+from dml.use.formats import Written, _write_timm
 from dml.use.missing import optional
 from tests.use.conftest import refused, run
 
@@ -96,6 +97,17 @@ def test_differences_are_counted_and_a_wrong_file_is_refused(model):
     assert file["recall@1"] == evaluator(changed, source.test.labels)["recall@1"]
     with pytest.raises(ValueError, match="x gives other embeddings than the run, by up to"):
         compare(model, source, [Written("x", noisy, True)])
+
+
+def test_what_plain_timm_cannot_make_is_refused(model, tmp_path):
+    for key, value, said in (
+        ("pool", "gem", r"pool=gem and embedder\.head=linear"),
+        ("head", "mlp", "pool=null and .*=mlp"),
+    ):
+        other = copy.copy(model)
+        other.config = {**model.config, "embedder": {**model.config["embedder"], key: value}}
+        with pytest.raises(ValueError, match=rf"^timm has no network with embedder\.{said}: leave safetensors out"):
+            _write_timm(other, True, tmp_path)
 
 
 def test_mistakes_are_one_line_and_leave_nothing(finished, exported, tmp_path):
