@@ -93,7 +93,7 @@ def write_embeddings(path: Path, about: About, paths: Sequence[Path], blocks: It
                 entry.write(part.tobytes())
         buffer = io.BytesIO()
         np.save(buffer, np.array(about.text()))
-        archive.writestr("about.npy", buffer.getvalue())
+        archive.writestr(zipfile.ZipInfo("about.npy"), buffer.getvalue())  # without the time: equal files are equal
 
 
 def _write_parquet(path: Path, about: About, paths: Sequence[Path], blocks: Iterable[np.ndarray]) -> None:
