@@ -7,10 +7,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
 from dml.engine.callbacks import make_callbacks
 from dml.engine.stop import StopSignals
+from dml.losses.building_blocks.host import few_places
 from dml.losses.nra import NRALoss
 from dml.retrieval.evaluator import Evaluator
 from dml.testing.pretended import MixedDevicesError, pretended_device
@@ -43,6 +45,60 @@ def test_a_loss_is_the_same_as_on_the_cpu(name, batch):
         found = [each.cpu() for each in found]
     for each, there in zip(found, expected, strict=True):
         torch.testing.assert_close(each, there, rtol=1e-3, atol=5e-4 * float(there.abs().max()) + 1e-7)
+
+
+# Of these the host waits oftener: compositions wait for each of their losses, the others draw or sort on the host.
+OFTENER = {"roadmap": 4, "per_group": 6, "bier": 4, "sum": 4, "clustering": 6, "pddm": 5, "hdc": 8, "margin": 9}
+OFTENER |= {"matryoshka": 6, "s2sd": 6, "htl": 12}
+OFTENER |= {"angular": 30, "npair_angular": 30}
+
+
+@pytest.mark.parametrize("size", [96, 600])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_host_waits_twice_for_a_loss(name, size):
+    batch = Batch((6,) * (size // 6), 32)
+    embeddings, labels = batch.make(0)
+    loss = build(name, batch.dim, len(batch.sizes))
+    with pretended_device() as gpu:
+        loss, x, labels = loss.to(gpu.device), embeddings.float().to(gpu.device), labels.to(gpu.device)
+        for _ in range(2):  # a memory has something to compare with
+            gpu.waits.clear()
+            loss(x.requires_grad_(), labels).backward()
+    assert len(gpu.waits) <= OFTENER.get(name.partition(",")[0], 2), gpu.waits
+
+
+def test_a_list_says_whether_it_was_long_enough():
+    mask = torch.eye(3, 4) > 0
+    row, column, real, missed = few_places(mask, 5)
+    assert row.tolist() == [0, 1, 2, 0, 0] == column.tolist() and real.tolist() == [True] * 3 + [False] * 2
+    assert not missed and not few_places(mask, 3).missed and few_places(mask, 2).missed
+
+
+def test_lists_that_are_too_short_are_made_anew():
+    """Very many members at one distance: what is found is exact all the same."""
+    for name in ("nra", "triplet, hard", "lifted", "contrastive, wide"):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(0, 2, (200, 24), generator=generator).float() + 1e-6 * torch.randn(
+            200, 24, generator=generator
+        )
+        x[:120] = x[0]
+        labels = torch.arange(200) // 10
+        loss = build(name, 24, 20)
+        expected = value_and_gradients(loss, x, labels)
+        with pretended_device() as gpu:
+            found = [e.cpu() for e in value_and_gradients(loss, x.to(gpu.device), labels.to(gpu.device))]
+        for each, there in zip(found, expected, strict=True):
+            torch.testing.assert_close(each, there, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_that_change_are_read_again():
+    embeddings, labels = BATCHES["unequal"].make(0)
+    loss = NRALoss()
+    with pretended_device() as gpu:
+        x, y = embeddings.to(gpu.device), labels.to(gpu.device)
+        loss(x, y)
+        y.copy_(labels.flip(0))
+        assert loss(x, y).item() == pytest.approx(loss(embeddings, labels.flip(0)).item())
 
 
 def test_a_forgotten_device_is_found():
@@ -140,6 +196,28 @@ def run(device, folder):
     logged = {name: float(value) for name, value in trainer.logged_metrics.items()}
     trainer.test(module, data, verbose=False)
     return {name: value.cpu() for name, value in module.state_dict().items()}, logged, module.test_metrics
+
+
+class Waits(pl.Callback):
+    """How often the host waits in each step, logging included."""
+
+    def __init__(self, waits):
+        self.waits, self.steps = waits, []
+
+    def on_train_batch_start(self, *_):  # the loggers are told of a step after its last hook
+        # Of a CUDA device the loss of the step before has come by itself (dml/engine/finite.py).
+        self.steps.append([wait for wait in self.waits if "finite.py" not in wait])
+        self.waits.clear()
+
+
+def test_the_host_waits_five_times_in_a_step_that_is_logged(tmp_path):
+    with pretended_device() as gpu:
+        callback = Waits(gpu.waits)
+        trainer = trainer_on(gpu.device, tmp_path, 6, val_check_interval=100, logger=CSVLogger(tmp_path))
+        trainer.callbacks.insert(0, callback)
+        trainer.fit(learner(), make_data())
+    _, _, _, plain, logged, _ = callback.steps  # what comes before the first step comes first
+    assert len(plain) <= 2 and 2 < len(logged) <= 5, (plain, logged)
 
 
 def test_a_training_is_the_same_as_on_the_cpu(tmp_path):

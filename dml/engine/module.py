@@ -191,12 +191,11 @@ class MetricLearner(pl.LightningModule):
         self.log("train/loss", loss.detach(), batch_size=len(labels))  # prog_bar=True would read it at every step
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
-            found = self._diagnostics.see(self.loss, embeddings, labels, self.global_step)
-            self.log_dict({f"train/{name}": value for name, value in found.items()}, batch_size=len(labels))
+            self._diagnostics.see(self.loss, embeddings, labels, self.global_step)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log what the backward pass of a logged step has brought; Lightning clips gradients later.
+        """Log what a logged step has brought, its backward pass among it; Lightning clips gradients later.
 
         Weights whose first step is a later one lose their gradients here.
         """

@@ -7,6 +7,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import reading_waits
 from dml.losses.building_blocks.pairwise import distance_to, is_small, root, row_blocks
 from dml.losses.building_blocks.rowwise import sum_over_rows
 from dml.products import matmul
@@ -65,7 +66,7 @@ class ContrastiveLoss(nn.Module):
     @torch.no_grad()
     def _pairs(self, x: Tensor, labels: Tensor, anchors: int | None) -> tuple[Tensor, Tensor] | None:
         """The pairs that have a term: those of a class, and those within the margin; None if they are very many."""
-        if is_small(x):
+        if is_small(x) or reading_waits(x.device):
             return None
         x = x - x.mean(dim=0)
         norms = x.square().sum(dim=1)

@@ -6,9 +6,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.anchors import Row, rows_of_cosines, valid_anchors
+from dml.losses.building_blocks.anchors import Row, rows_of_cosines
 from dml.losses.building_blocks.contract import full_precision, require, zero
 from dml.losses.building_blocks.histograms import histogram
+from dml.losses.building_blocks.host import on_host
 
 
 class HistogramLoss(nn.Module):
@@ -35,9 +36,9 @@ class HistogramLoss(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar; of pairs with one of the first `anchors` rows, if that is given."""
-        _, counts = valid_anchors(labels, anchors, negatives=False)
+        _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
         rows = torch.arange(len(labels), device=labels.device)[:anchors]
-        positives = int(counts.sum())
+        positives = int((sizes[own[:anchors]] - 1).sum())
         negatives = len(rows) * (len(labels) - 1) - positives
         if not positives or not negatives:
             return zero(embeddings)

@@ -7,7 +7,8 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import full_precision, require, zero
-from dml.losses.building_blocks.pairwise import masks, root
+from dml.losses.building_blocks.host import Positives, all_there, on_host
+from dml.losses.building_blocks.pairwise import root
 from dml.losses.building_blocks.rowwise import rowwise
 
 
@@ -31,19 +32,27 @@ class LiftedLoss(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar."""
-        sizes = labels.unique(return_counts=True)[1]
-        pairs = (sizes * (sizes - 1)).sum() // 2
+        sizes = on_host(labels).unique(return_counts=True)[1]
+        pairs = int((sizes * (sizes - 1)).sum()) // 2
         # A pair without negatives has no term in eq. 3: that is all of them in a batch of one class.
         if len(sizes) < 2 or pairs == 0:
             return zero(embeddings)
+        positives = Positives(labels)
 
         def reaches(rows: Tensor, squared: Tensor) -> Tensor:
-            return (self.margin - root(squared)).masked_fill(~masks(labels, rows)[1], -torch.inf).logsumexp(dim=1)
+            return (self.margin - root(squared)).masked_fill(~positives.negative(rows), -torch.inf).logsumexp(dim=1)
 
         def violations(rows: Tensor, squared: Tensor, reach: Tensor) -> Tensor:
-            i, j = torch.nonzero(masks(labels, rows)[0], as_tuple=True)
-            violation = torch.logaddexp(reach[rows[i]], reach[j]) + root(squared[i, j])
-            return squared.new_zeros(len(rows)).index_add(0, i, violation.clamp_min(0).square())
+            members, real = positives.of(rows)
+            violation = torch.logaddexp(reach[rows, None], reach[members]) + root(squared.gather(1, members))
+            return torch.where(real, violation.clamp_min(0).square(), 0).sum(dim=1)
 
-        # The rows hold every unordered pair twice.
-        return rowwise(embeddings, violations, rowwise(embeddings, reaches)).sum() / (4 * pairs)
+        def all_pairs(unsure: list[Tensor] | None) -> Tensor:
+            reach = rowwise(embeddings, reaches, unsure=unsure)
+            return rowwise(embeddings, violations, reach, unsure=unsure).sum()
+
+        unsure: list[Tensor] = []
+        total = all_pairs(unsure)
+        if not all_there(unsure):
+            total = all_pairs(None)
+        return total / (4 * pairs)  # the rows hold every unordered pair twice

@@ -52,7 +52,7 @@ class MultiSimilarityLoss(nn.Module):
         return sum_over_cosines(embeddings, labels, self._term, rows) / len(labels[:anchors])
 
     def _term(self, row: Row) -> Tensor:
-        positive, limit = row.real, row.values.new_tensor(torch.inf)
+        positive, limit = row.real, row.values.new_full((), torch.inf)
         if self.epsilon is not None:
             with torch.no_grad():
                 # Of gaps 1 - S: the positive with the largest, the negative with the least.

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import on_host, to_device
 from dml.losses.building_blocks.pairwise import row_blocks
 
 
@@ -36,7 +37,7 @@ class NPairLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [m, d], labels [m] -> scalar."""
         # A stable sort puts the members of a class side by side in batch order.
-        ordered, order = labels.sort(stable=True)
+        ordered, order = on_host(labels).sort(stable=True)
         starts = torch.ones_like(ordered, dtype=torch.bool)
         starts[1:] = ordered[1:] != ordered[:-1]
         first = torch.nonzero(starts).squeeze(1)
@@ -44,8 +45,9 @@ class NPairLoss(nn.Module):
         first = first[ordered[first] == ordered[first + 1]]
         if len(first) == 0:
             return zero(embeddings)
-        anchors, positives = embeddings[order[first]], embeddings[order[first + 1]]  # [N, d]
-        members = torch.arange(len(first), device=first.device)
+        pairs = to_device(torch.stack([order[first], order[first + 1]]), embeddings.device)
+        anchors, positives = embeddings[pairs[0]], embeddings[pairs[1]]  # [N, d]
+        members = torch.arange(len(first), device=embeddings.device)
         blocks = [
             checkpoint(_row_losses, anchors[rows], positives, rows, use_reentrant=False, preserve_rng_state=False)
             for rows in row_blocks(anchors, members)

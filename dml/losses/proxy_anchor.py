@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import log_one_plus_sum, softplus
 from dml.losses.building_blocks.contract import full_precision, require
+from dml.losses.building_blocks.host import on_host, to_device
 from dml.losses.building_blocks.proxies import cosines_to, require_sizes
 
 
@@ -55,7 +56,8 @@ class ProxyAnchorLoss(nn.Module):
         """
         cosines = cosines_to(embeddings, self.proxies, labels)
         own = -self.alpha * (cosines.gather(1, labels[:, None])[:, 0] - self.margin)
-        classes, place = labels.unique(return_inverse=True)
+        found = on_host(labels).unique(return_inverse=True)
+        classes, place = (to_device(each, labels.device) for each in found)
         top = own.new_full((len(classes),), -torch.inf).scatter_reduce_(0, place, own.detach(), "amax")
         sums = torch.zeros_like(top).index_add(0, place, (own - top[place]).exp())
         others = (self.alpha * (cosines + self.margin)).scatter(1, labels[:, None], -torch.inf)

@@ -70,9 +70,8 @@ class RankedListLoss(nn.Module):
         if self.form == "cvpr":
             return sum_over_distances(z, labels, lambda row: self._term(row)[0], rows) / len(rows)
         value, weight = rows_of_distances(z, labels, lambda row: torch.stack(self._term(row), dim=1), rows).unbind(1)
-        if bool(weight.isneginf().all()):
-            return zero(embeddings)
-        return (weight.detach().softmax(dim=0) * value).sum()
+        weight = weight.detach().masked_fill(weight.isneginf().all(), 0)  # no anchor has a term: all of them are 0
+        return (weight.softmax(dim=0) * value).sum()
 
     def _term(self, row: Row) -> tuple[Tensor, Tensor]:
         """L of each anchor [b], and the logarithm of the sum of its weights [b], which has no gradient."""

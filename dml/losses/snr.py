@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import hinges, mean_hinge
 from dml.losses.building_blocks.contract import full_precision, require, zero
-from dml.losses.building_blocks.pairwise import masks
+from dml.losses.building_blocks.host import Positives
 from dml.losses.building_blocks.rowwise import active_triplets, rowwise
 
 Form = Literal["contrastive", "triplet"]
@@ -67,19 +67,20 @@ class SNRLoss(nn.Module):
 
     def _of_distances(self, x: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         centred = x - x.mean(dim=1, keepdim=True)  # the variance of a difference is then its squared length over d
+        positives = Positives(labels)
         term = self._triplets if self.form == "triplet" else self._pairs
 
         def terms(own: Tensor, squared: Tensor, power: Tensor) -> Tensor:
             ratio = squared / x.shape[1] / (power[own, None] + _LEAST)
-            return term(ratio, *masks(labels, own))
+            return term(ratio, *positives.of(own), positives.negative(own))
 
         found = rowwise(centred, terms, centred.square().mean(dim=1), rows=rows)
         return sum((mean_hinge(part) for part in found.split(2, dim=1)), zero(x))
 
-    def _pairs(self, ratio: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        parts = [hinges(ratio - self.pos_margin, positive), hinges(self.neg_margin - ratio, negative)]
+    def _pairs(self, ratio: Tensor, members: Tensor, real: Tensor, negative: Tensor) -> Tensor:
+        parts = [hinges(ratio.gather(1, members) - self.pos_margin, real), hinges(self.neg_margin - ratio, negative)]
         return torch.cat(parts, dim=1)
 
-    def _triplets(self, ratio: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
-        weight, active = active_triplets(ratio, positive, negative, self.margin)
+    def _triplets(self, ratio: Tensor, members: Tensor, real: Tensor, negative: Tensor) -> Tensor:
+        weight, active = active_triplets(ratio, members, real, negative, self.margin)
         return torch.stack([(weight * ratio).sum(dim=1) + self.margin * active, active], dim=1)

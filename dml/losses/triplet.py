@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import full_precision, require, zero
 from dml.losses.building_blocks.extremes import extremes
-from dml.losses.building_blocks.pairwise import distance_to, masks
-from dml.losses.building_blocks.rowwise import active_triplets, first_of_rows, sorted_rows, sum_over_rows
+from dml.losses.building_blocks.host import Positives, on_host
+from dml.losses.building_blocks.pairwise import distance_to
+from dml.losses.building_blocks.rowwise import active_triplets, sorted_rows, sum_over_rows
 
 Mining = Literal["all", "semi_hard", "hard"]
 
@@ -43,15 +44,16 @@ class TripletLoss(nn.Module):
         """Embeddings [m, d], labels [m] -> scalar; of the first `anchors` rows as anchors only, if that is given."""
         if self.mining == "hard":
             return self._hard(embeddings, labels, anchors)
-        _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+        _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
         positives = sizes[own[:anchors]] - 1
         negatives = len(labels) - 1 - positives
-        pairs = (positives * (negatives > 0)).sum()
+        pairs = int((positives * (negatives > 0)).sum())
         if pairs == 0:
             return zero(embeddings)
-        mined, count = (self._all, (positives * negatives).sum()) if self.mining == "all" else (self._semi_hard, pairs)
+        everything = self.mining == "all"
+        mined, count = (self._all, int((positives * negatives).sum())) if everything else (self._semi_hard, pairs)
         rows = torch.arange(len(own), device=labels.device)[:anchors]
-        return sum_over_rows(embeddings, functools.partial(mined, labels), rows=rows) / count
+        return sum_over_rows(embeddings, functools.partial(mined, Positives(labels)), rows=rows) / count
 
     def _hard(self, embeddings: Tensor, labels: Tensor, anchors: int | None) -> Tensor:
         anchor, members = extremes(embeddings, labels, anchors, of_classes_only=True)
@@ -60,22 +62,21 @@ class TripletLoss(nn.Module):
         d_negative, d_positive = distance_to(embeddings, anchor, members)
         return (d_positive.square() - d_negative.square() + self.margin).clamp_min(0).mean()
 
-    def _semi_hard(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
+    def _semi_hard(self, positives: Positives, rows: Tensor, squared: Tensor) -> Tensor:
         with torch.no_grad():
-            positive, negative = masks(labels, rows)
+            negative = positives.negative(rows)
             negatives, order = sorted_rows(squared.masked_fill(~negative, torch.inf))
             count = negative.sum(dim=1)
-            members, real = first_of_rows(positive)
+            members, real = positives.of(rows)
             # Position in the sorted row of the first negative strictly farther than each positive.
             place = torch.searchsorted(negatives, squared.gather(1, members), right=True)
             place = torch.minimum(place, count[:, None] - 1)  # none is farther: the farthest negative
-            anchor = real.nonzero()[:, 0]
-            member, chosen = members[real], order.gather(1, place)[real]
-        gap = squared[anchor, member] - squared[anchor, chosen]
+            chosen = order.gather(1, place)
+        gap = squared.gather(1, members) - squared.gather(1, chosen)
         # A NaN in a member that no pair mined must still reach the loss, so that the run stops.
         broken = squared.detach().sum(dim=1) * 0
-        return broken.index_add(0, anchor, (gap + self.margin).clamp_min(0))
+        return broken + torch.where(real, (gap + self.margin).clamp_min(0), 0).sum(dim=1)
 
-    def _all(self, labels: Tensor, rows: Tensor, squared: Tensor) -> Tensor:
-        weight, active = active_triplets(squared, *masks(labels, rows), self.margin)
+    def _all(self, positives: Positives, rows: Tensor, squared: Tensor) -> Tensor:
+        weight, active = active_triplets(squared, *positives.of(rows), positives.negative(rows), self.margin)
         return (weight * squared).sum(dim=1) + self.margin * active

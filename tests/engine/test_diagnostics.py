@@ -20,10 +20,10 @@ NAMES = {"embedding_norm", "positive_distance", "negative_distance", "active_anc
 def look(loss, embeddings, labels):
     """What is found of one step whose only weights are the embeddings."""
     watcher, x = Diagnostics(), torch.nn.Parameter(embeddings)
-    found = watcher.see(loss, x, labels, 0)
+    watcher.see(loss, x, labels, 0)
     assert watcher.after_backward([x]) == {}  # there was none yet
     loss(x, labels).backward()
-    found |= watcher.after_backward([x])
+    found = watcher.after_backward([x])
     assert watcher.after_backward([x]) == {}
     return {name: float(value) for name, value in found.items()}, x.grad
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dml.losses.building_blocks.host import Positives, on_host, reading_waits, to_device
 from dml.losses.building_blocks.log_sums import Entrywise, Slope, log_sum_but
 from dml.losses.building_blocks.rowwise import rowwise, sum_over_rows
 
@@ -49,13 +50,13 @@ class Row(NamedTuple):
 
 def valid_anchors(labels: Tensor, anchors: int | None, *, negatives: bool = True) -> tuple[Tensor, Tensor]:
     """The anchors [v] that have a positive, and a negative if that is asked, and how many positives [v] each has."""
-    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
     positives = sizes[own[:anchors]] - 1
     valid = positives > 0
     if negatives:
         valid &= positives < len(labels) - 1
     rows = valid.nonzero()[:, 0]
-    return rows, positives[rows]
+    return to_device(rows, labels.device), to_device(positives[rows], labels.device)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -87,10 +88,10 @@ def _of_cosines(
 ) -> tuple[Tensor, Callable[..., Tensor], tuple[Tensor, ...]]:
     """What makes a function of squared distances of a function of gaps: embeddings, the function, further inputs."""
     z, short = unit(x), torch.linalg.vector_norm(x.detach(), dim=1) < _LEAST
-    if bool(short.any()):
+    if reading_waits(x.device) or bool(short.any()):
         return z, _of_products(labels, term), (torch.where(short, 1 - z.square().sum(dim=1), 0),)
-    columns = _Positives(labels)
-    return z, lambda own, squared, *inputs: term(columns.row(own, squared / 2), *inputs), ()
+    columns = Positives(labels)
+    return z, lambda own, squared, *inputs: term(_row(columns, own, squared / 2), *inputs), ()
 
 
 def sum_over_products(
@@ -101,44 +102,31 @@ def sum_over_products(
 
 
 def _of_products(labels: Tensor, term: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    columns = _Positives(labels)
+    columns = Positives(labels)
 
     def gaps(own: Tensor, squared: Tensor, missing: Tensor, *inputs: Tensor) -> Tensor:
         # |a - b|^2 = |a|^2 + |b|^2 - 2 ab
-        return term(columns.row(own, (squared + missing[own, None] + missing) / 2), *inputs)
+        return term(_row(columns, own, (squared + missing[own, None] + missing) / 2), *inputs)
 
     return gaps
 
 
 def sum_over_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
     """The sum of term(Row) -> [b] over the anchors `rows` [v], of squared distances of embeddings x [m, d]."""
-    columns = _Positives(labels)
-    return sum_over_rows(x, lambda own, squared: term(columns.row(own, squared)), rows=rows)
+    columns = Positives(labels)
+    return sum_over_rows(x, lambda own, squared: term(_row(columns, own, squared)), rows=rows)
 
 
 def rows_of_distances(x: Tensor, labels: Tensor, term: Callable[[Row], Tensor], rows: Tensor) -> Tensor:
     """As `sum_over_distances`, but what the term returns of each anchor is not summed."""
-    columns = _Positives(labels)
-    return rowwise(x, lambda own, squared: term(columns.row(own, squared)), rows=rows)
+    columns = Positives(labels)
+    return rowwise(x, lambda own, squared: term(_row(columns, own, squared)), rows=rows)
 
 
-class _Positives:
-    """Where the members of each class stand."""
-
-    def __init__(self, labels: Tensor) -> None:
-        _, self.own, self.sizes = labels.unique(return_inverse=True, return_counts=True)
-        self.numbers = self.own.int()  # which are compared in half the time
-        self.order = self.own.argsort(stable=True)
-        self.starts = self.sizes.cumsum(0) - self.sizes
-        self.places = torch.arange(int(self.sizes.max()), device=labels.device)
-
-    def row(self, anchor: Tensor, values: Tensor) -> Row:
-        own = self.own[anchor]
-        place = self.starts[own, None] + torch.minimum(self.places, self.sizes[own, None] - 1)
-        columns = self.order[place]
-        real = (self.places < self.sizes[own, None]) & (columns != anchor[:, None])
-        columns = torch.where(real, columns, anchor[:, None])
-        return Row(anchor, values, values.gather(1, columns), real, columns, (self.numbers[anchor], self.numbers))
+def _row(positives: Positives, anchor: Tensor, values: Tensor) -> Row:
+    columns, real = positives.of(anchor)
+    numbers = positives.numbers
+    return Row(anchor, values, values.gather(1, columns), real, columns, (numbers[anchor], numbers))
 
 
 def log_sum_exp(values: Tensor, mask: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dml.losses.building_blocks.host import read_together
+
 _SCALE = 1e10  # sums of very many squares of numbers from 1 / _SCALE to _SCALE are within float32
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -103,7 +105,8 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
-        dtype, largest = embeddings.dtype, float(torch.stack(embeddings.detach().aminmax()).abs().max())
+        dtype = embeddings.dtype
+        largest = read_together(torch.stack(embeddings.detach().aminmax()).abs().max(), labels)
         if dtype == torch.float32 and not 1 / _SCALE < largest < _SCALE and embeddings.device.type != "mps":
             embeddings = embeddings.double()
         value = forward(self, embeddings, labels, **given)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dml.losses.building_blocks.host import few_places
 from dml.losses.building_blocks.pairwise import (
     block_entries,
     exact_distances,
@@ -16,6 +17,8 @@ from dml.losses.building_blocks.pairwise import (
 )
 from dml.products import matmul
 
+_FEW = 64  # entries of a row that are too small for a product's digits, for which a list of fixed length has room
+
 
 class Block(NamedTuple):
     """Some rows of the matrix of squared distances."""
@@ -23,13 +26,20 @@ class Block(NamedTuple):
     rows: Tensor
     squared: Tensor
     near: tuple[Tensor, Tensor] | None  # entries that were computed from differences; None: all of them
+    # Of a list of fixed length: which of it are such entries, and their mask.
+    real: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Distances:
-    """The matrix of squared distances in blocks of rows, and the gradient by x that their weights add up to."""
+    """The matrix of squared distances in blocks of rows, and the gradient by x that their weights add up to.
 
-    def __init__(self, x: Tensor, members: Tensor | None, share: int) -> None:
-        self.x, self.share = x, share
+    unread: small distances are listed without reading how many there are; none of `missed` may then be true.
+    """
+
+    def __init__(self, x: Tensor, members: Tensor | None, share: int, *, unread: bool = False) -> None:
+        self.x, self.share, self.unread = x, share, unread
+        self.missed: list[Tensor] = []
         self.members = torch.arange(len(x), device=x.device) if members is None else members
         self.centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
         self.columns = self.centred.T.contiguous()
@@ -49,6 +59,9 @@ class Distances:
             if not small:
                 squared, limits = matmul(self.centred[rows], minus_twice, norms), digits * norms[rows, None]
                 squared.add_(norms[rows, None]).scatter_(1, rows[:, None], torch.inf)
+                if self.unread:
+                    yield self._listed(rows, squared, squared < limits)
+                    continue
                 some = (squared.amin(dim=1) < limits[:, 0]).nonzero()[:, 0]
                 i, j = torch.nonzero(squared[some] < limits[some], as_tuple=True)
                 i = some[i]
@@ -59,6 +72,16 @@ class Distances:
                     yield Block(rows, squared, (i, j))
                     continue
             yield Block(rows, exact_distances(x[rows], x).square(), None)
+
+    def _listed(self, rows: Tensor, squared: Tensor, mask: Tensor) -> Block:
+        """The block whose entries under the mask are computed from differences, as many as a list has room for."""
+        x = self.x
+        squared.scatter_(1, rows[:, None], 0)
+        i, j, real, missed = few_places(mask, _FEW * len(rows))
+        self.missed.append(missed)
+        for part in pair_blocks(x, i):  # where there is none, the first entry: exact too
+            squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
+        return Block(rows, squared, (i, j), real, mask)
 
     def parts(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of a block with their distances, so many that a CPU keeps what is made of them in its cache."""
@@ -88,7 +111,11 @@ class Distances:
             return
         row, column = block.near
         near = weight[row, column]
-        weight[row, column] = 0
+        if block.real is None or block.mask is None:
+            weight[row, column] = 0
+        else:
+            near = torch.where(block.real, near, 0)
+            weight.masked_fill_(block.mask, 0)
         weight.scatter_(1, rows[:, None], 0)
         pull(self.into, x, rows[row], column[None], near[None], both=not symmetric)
         # What is left has x_i and x_j far enough apart to be taken separately.

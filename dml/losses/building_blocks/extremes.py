@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dml.losses.building_blocks.host import Places, all_there, few_places, on_host, reading_waits, to_device
 from dml.losses.building_blocks.pairwise import exact_distances, pair_blocks, row_blocks
 from dml.products import matmul
 
 _DENSE = 512  # embeddings up to which few large operations beat many that leave work out
+_UNREAD = 2**24  # entries of the distance matrix up to which a list of fixed length takes no more memory than they
+_ROOM = 4  # members in question of each anchor and extreme for which such a list has room
 _MANY = 32  # members of a row in question from which all distances are computed instead
 _CHUNK = 128  # columns whose least entry is looked at before any of them
 
@@ -36,8 +39,10 @@ def extremes(
         Batch indices: the valid anchors [v], and in rows [4, v] the farthest member of the batch, the nearest negative,
         the farthest positive and the nearest member of each; of_classes_only: the two in the middle alone, [2, v].
     """
-    if len(x) <= _DENSE:
+    if len(x) <= _DENSE and not reading_waits(x.device):
         return _densely(x, labels, anchors, of_classes_only)
+    if len(x) * (anchors or len(x)) <= _UNREAD and reading_waits(x.device):
+        return _unread(x, labels, anchors, of_classes_only)
     _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
     valid = _valid(sizes[own[:anchors]], len(x))
     # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
@@ -61,8 +66,13 @@ def _valid(sizes: Tensor, m: int) -> Tensor:
 
 def _fits(largest: Tensor) -> bool:
     """Whether squared distances neither overflow nor vanish, by the largest squared norm around the mean; NaN: no."""
-    limits = torch.finfo(largest.dtype)
-    return 8 * limits.tiny / limits.eps < float(largest) < limits.max / 8
+    low, high = _limits(largest.dtype)
+    return low < float(largest) < high
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    limits = torch.finfo(dtype)
+    return 8 * limits.tiny / limits.eps, limits.max / 8
 
 
 def _deciding(x: Tensor) -> Tensor:
@@ -109,6 +119,51 @@ def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bo
     if len(row) > _MANY * len(keys) * len(anchor):
         return anchor, _exactly(x, labels, anchor, of_classes_only=of_classes_only)
     return anchor, _decide(x, anchor, row, column, signs)
+
+
+def _unread(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool) -> tuple[Tensor, Tensor]:
+    """The same where the host waits for what it reads: `_densely` in blocks of rows, with lists of fixed length.
+
+    Whether all of them were long enough is read once, at the end; if not, all distances decide.
+    """
+    _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
+    anchor = to_device(_valid(sizes[own[:anchors]], len(x)), x.device)
+    signs = to_device(torch.tensor(_wanted(_SIGNS, of_classes_only), dtype=x.dtype), x.device)
+    if not len(anchor):
+        return anchor, anchor.new_empty(len(signs), 0)
+    centred = x - x.mean(dim=0)
+    norms = centred.square().sum(dim=1)
+    largest = norms.max()
+    low, high = _limits(x.dtype)
+    members, unsure = [], [~((largest > low) & (largest < high))]
+    for rows in row_blocks(x, anchor, 2 * len(signs)):
+        keys = signs[:, None, None] * matmul(centred[rows], -2 * centred, norms)
+        left_out = _left_out(labels[rows, None] == labels, rows)
+        for key, mask in zip(keys, _wanted(left_out, of_classes_only), strict=True):
+            key.masked_fill_(mask, torch.inf)
+        slack = _rounding(x) * (norms[rows].sqrt() + largest.sqrt()).square()
+        near = keys <= keys.amin(dim=2, keepdim=True).add_(slack[:, None])
+        listed = few_places(near.flatten(0, 1), _ROOM * len(signs) * len(rows))
+        members.append(_decide_listed(x, rows, listed, signs))
+        unsure.append(listed.missed)
+    if not all_there(unsure):
+        blocks = row_blocks(x, anchor)
+        members = [_exactly(x, labels, rows, of_classes_only=of_classes_only) for rows in blocks]
+    return anchor, torch.cat(members, dim=1)
+
+
+def _decide_listed(x: Tensor, anchor: Tensor, listed: Places, signs: Tensor) -> Tensor:
+    """As `_decide`, of a list of fixed length."""
+    row, column, own = listed.row, listed.column, anchor[listed.row % len(anchor)]
+    parts = [
+        torch.linalg.vector_norm(_deciding(x[own[i]]) - _deciding(x[column[i]]), dim=1) for i in pair_blocks(x, row)
+    ]
+    d = (signs[row // len(anchor)] * torch.cat(parts)).masked_fill_(~listed.real, torch.inf)
+    least = d.new_full((len(signs) * len(anchor),), torch.inf).scatter_reduce_(0, row, d, "amin")
+    # Of equals the lower index.
+    column = column.masked_fill(~listed.real | (d > least[row]), len(x))
+    chosen = torch.full_like(least, len(x), dtype=torch.int64).scatter_reduce_(0, row, column, "amin")
+    return chosen.clamp_max_(len(x) - 1).view(len(signs), -1)  # beyond it only where a NaN has no place in the list
 
 
 class _Proposals:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dml.losses.building_blocks.host import reading_waits
+
 
 def histogram(places: Tensor, mask: Tensor, nodes: int) -> Tensor:
     """The true entries of places [b, k], in units of the distance of two nodes from the first: their shares [nodes].
@@ -15,6 +17,12 @@ def histogram(places: Tensor, mask: Tensor, nodes: int) -> Tensor:
     return _Histogram.apply(places, mask, nodes)
 
 
+def _count(places: Tensor, weights: Tensor, nodes: int) -> Tensor:
+    if reading_waits(places.device):  # bincount reads the largest
+        return weights.new_zeros(nodes).index_add(0, places, weights)
+    return torch.bincount(places, weights, minlength=nodes)
+
+
 class _Histogram(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, places: Tensor, mask: Tensor, nodes: int) -> Tensor:
@@ -23,8 +31,8 @@ class _Histogram(torch.autograd.Function):
         low = low.long()
         ctx.save_for_backward(low, mask)
         ctx.dtype = places.dtype
-        of_upper = torch.bincount(low.flatten(), upper, minlength=nodes)
-        found = torch.bincount(low.flatten(), mask.double().flatten(), minlength=nodes) - of_upper
+        of_upper = _count(low.flatten(), upper, nodes)
+        found = _count(low.flatten(), mask.double().flatten(), nodes) - of_upper
         found[1:] += of_upper[:-1]
         return found
 

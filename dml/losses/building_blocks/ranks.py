@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dml.losses.building_blocks.anchors import Row
+from dml.losses.building_blocks.host import on_host
 
 
 def members_before(gaps: Tensor, others: Tensor, temperature: float) -> Tensor:
@@ -32,4 +33,4 @@ def with_anchor(row: Row) -> Row:
 
 def largest_class(labels: Tensor) -> int:
     """How many numbers a loss of ranks holds for each distance, at most."""
-    return int(labels.unique(return_counts=True)[1].max()) + 1
+    return int(on_host(labels).unique(return_counts=True)[1].max()) + 1

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor
 
 from dml.losses.building_blocks.distances import Distances
+from dml.losses.building_blocks.host import all_there, reading_waits
 from dml.losses.building_blocks.pairwise import gradient_with_graph, row_blocks
 
 
 def rowwise(
-    x: Tensor, terms: Callable[..., Tensor], *inputs: Tensor, rows: Tensor | None = None, share: int = 1
+    x: Tensor,
+    terms: Callable[..., Tensor],
+    *inputs: Tensor,
+    rows: Tensor | None = None,
+    share: int = 1,
+    unsure: list[Tensor] | None = None,
 ) -> Tensor:
     """terms(rows, squared, *inputs) for rows of the matrix of squared distances, block by block, with gradient.
 
@@ -25,11 +31,12 @@ def rowwise(
         inputs: further tensors that get a gradient.
         rows: which rows [v]; None: all.
         share: how many numbers `terms` holds for each distance.
+        unsure: gets scalars, of which none may be true for the result to count; None: they are looked at here.
 
     Returns:
         [v, ...]; if `terms` returns [1, ...] of a block, one row for each block.
     """
-    return _Rowwise.apply(terms, rows, share, x, *inputs)
+    return _Rowwise.apply(terms, rows, share, unsure, x, *inputs)
 
 
 def sum_over_rows(
@@ -79,13 +86,16 @@ def first_of_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def active_triplets(values: Tensor, positive: Tensor, negative: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def active_triplets(
+    values: Tensor, members: Tensor, real: Tensor, negative: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
     """Of the triplets of each row with v_p - v_n + margin > 0: how they weigh each value, [b, m], and their number [b].
+
+    The positives stand in the columns `members` [b, n], where `real`.
 
     The sum of these hinges is piecewise linear in the values [b, m], none below 0: how often each takes part in an
     active triplet is its weight. Counting needs the sorted rows, never a list of triplets.
     """
-    members, real = first_of_rows(positive)
     negatives, _ = sorted_rows(values.masked_fill(~negative, torch.inf))
     # Active where v_n < v_p + margin: counted for its positive, then for its negative. The same sum on both sides: a
     # triplet at the margin must round the same way for both of its members.
@@ -103,21 +113,37 @@ _PART = 2**19  # distances whose terms are computed at a time on a CPU
 class _Rowwise(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, terms: Callable[..., Tensor], rows: Tensor | None, share: int, x: Tensor, *inputs: Tensor
+        ctx: Any,
+        terms: Callable[..., Tensor],
+        rows: Tensor | None,
+        share: int,
+        unsure: list[Tensor] | None,
+        x: Tensor,
+        *inputs: Tensor,
     ) -> Tensor:
-        ctx.given = terms, rows, share
         ctx.save_for_backward(x, *inputs)
-        matrix = Distances(x, rows, share)
-        parts = (part for block in matrix.blocks() for part in matrix.parts(block))
-        return torch.cat([terms(own, squared, *inputs) for own, squared in parts])
+        for way in _ways(x):
+            matrix = Distances(x, rows, share, unread=way)
+            parts = (part for block in matrix.blocks() for part in matrix.parts(block))
+            found = [terms(own, squared, *inputs) for own, squared in parts]
+            if unsure is not None:
+                unsure += matrix.missed
+            if unsure is not None or all_there(matrix.missed):
+                break
+        ctx.given = terms, rows, share, way
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        terms, rows, share = ctx.given
+        terms, rows, share, way = ctx.given
         if torch.is_grad_enabled():
-            return None, None, None, *gradient_with_graph(_plainly(terms, rows), ctx.saved_tensors, gradient)
+            return None, None, None, None, *gradient_with_graph(_plainly(terms, rows), ctx.saved_tensors, gradient)
         x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-        matrix, sums, start = Distances(x.detach(), rows, share), [torch.zeros_like(each) for each in inputs], 0
+        matrix, sums, start = (
+            Distances(x.detach(), rows, share, unread=way),
+            [torch.zeros_like(each) for each in inputs],
+            0,
+        )
         for block in matrix.blocks():
             for own, part in matrix.parts(block):
                 squared = part.detach().requires_grad_()
@@ -129,7 +155,7 @@ class _Rowwise(torch.autograd.Function):
                 for total, other in zip(sums, others, strict=True):
                     total += other
             matrix.pull(block)
-        return None, None, None, matrix.gradient(), *sums
+        return None, None, None, None, matrix.gradient(), *sums
 
 
 class _SumOverRows(torch.autograd.Function):
@@ -144,22 +170,25 @@ class _SumOverRows(torch.autograd.Function):
         *inputs: Tensor,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[4]
-        total, matrix = x.new_zeros(()), Distances(x, rows, share)
         own = [each.detach().requires_grad_(wanted) for each in inputs]
-        sums = [torch.zeros_like(each) for each in inputs]
-        for block in matrix.blocks():
-            for of_rows, part in matrix.parts(block):
-                squared = part.detach().requires_grad_(wanted)
-                with torch.set_grad_enabled(wanted):
-                    value = terms(of_rows, squared, *own).sum()
-                total += value.detach()
+        for way in _ways(x):
+            total, matrix = x.new_zeros(()), Distances(x, rows, share, unread=way)
+            sums = [torch.zeros_like(each) for each in inputs]
+            for block in matrix.blocks():
+                for of_rows, part in matrix.parts(block):
+                    squared = part.detach().requires_grad_(wanted)
+                    with torch.set_grad_enabled(wanted):
+                        value = terms(of_rows, squared, *own).sum()
+                    total += value.detach()
+                    if wanted:
+                        weight, *others = torch.autograd.grad(value, [squared, *own])
+                        part.copy_(weight)
+                        for each, other in zip(sums, others, strict=True):
+                            each += other
                 if wanted:
-                    weight, *others = torch.autograd.grad(value, [squared, *own])
-                    part.copy_(weight)
-                    for each, other in zip(sums, others, strict=True):
-                        each += other
-            if wanted:
-                matrix.pull(block, symmetric=symmetric)
+                    matrix.pull(block, symmetric=symmetric)
+            if all_there(matrix.missed):
+                break
         ctx.given = terms, rows
         ctx.inputs = len(inputs)
         ctx.save_for_backward(x, *inputs, matrix.gradient(), *sums)
@@ -185,3 +214,8 @@ def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[...,
         return torch.cat(parts)
 
     return by_rows
+
+
+def _ways(x: Tensor) -> tuple[bool, ...]:
+    """Whether near entries are listed without reading how many there are; if the list is too short, anew with that."""
+    return (True, False) if reading_waits(x.device) else (False,)
