@@ -14,11 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import by_turns, extra_memory, in_process, timed
+from benchmarks.picture import draw
 from dml.engine.allocator import keep_freed_memory
 from dml.losses.angular import AngularLoss
 from dml.losses.arc_face import ArcFaceLoss
@@ -246,6 +248,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--picture", type=Path, default=Path("outputs/benchmarks/losses.png"))
     parser.add_argument("--only", nargs="+", default=[])
     parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
@@ -260,10 +263,17 @@ def main() -> None:
         large, small = (batch(n, options.dim, options.device) for n in (m, 64))
         print(extra_memory(case, large, small, options.device))
         return
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    card = torch.cuda.get_device_name() if options.device.startswith("cuda") else ""
+    machine = card or platform.processor() or platform.machine()
+    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    printed = []
     for m, title, given, found in _tables(options):
         keep = ("product", "product (oneDNN)", *options.only)
-        table(m, title, given, {name: found[name] for name in found if not options.only or name in keep}, options)
+        some = {name: found[name] for name in found if not options.only or name in keep}
+        printed += table(m, title, given, some, options)
+    if len(set(options.sizes)) > 1 and options.memory:
+        draw("\n".join(printed), options.picture)
+        print(f"\nPicture: {options.picture}")
 
 
 def _tables(options: argparse.Namespace) -> list[tuple[int, str, tuple[object, ...], dict[str, Case]]]:
@@ -277,7 +287,9 @@ def _tables(options: argparse.Namespace) -> list[tuple[int, str, tuple[object, .
     return [*by_size, *by_classes]
 
 
-def table(m: int, title: str, given: tuple[object, ...], found: dict[str, Case], options: argparse.Namespace) -> None:
+def table(
+    m: int, title: str, given: tuple[object, ...], found: dict[str, Case], options: argparse.Namespace
+) -> list[str]:
     """Time all cases of one table by turns, then measure the memory of each."""
     x, labels = batch(m, options.dim, options.device)
     for case in found.values():
@@ -287,11 +299,14 @@ def table(m: int, title: str, given: tuple[object, ...], found: dict[str, Case],
     chosen = {name: timed(step, case, x, labels, device=options.device, clock=clock) for name, case in found.items()}
     median = by_turns(chosen, options.rounds, repeats=20 if m <= 128 else 1)
     floor = min(median["product"], median["product (oneDNN)"])
-    print(f"\n| {title} | ms | times the product | extra MB |\n|---|---:|---:|---:|", flush=True)
+    lines = ["", f"| {title} | ms | times the product | extra MB |", "|---|---:|---:|---:|"]
+    print("\n".join(lines), flush=True)
     given = (*given, "--dim", options.dim, "--device", options.device)
     for name, seconds in median.items():
         memory = in_process("benchmarks.losses", "--memory-of", name, *given) if options.memory else ""
-        print(f"| {name} | {1000 * seconds:.1f} | {seconds / floor:.2f} | {memory} |", flush=True)
+        lines.append(f"| {name} | {1000 * seconds:.1f} | {seconds / floor:.2f} | {memory} |")
+        print(lines[-1], flush=True)
+    return lines
 
 
 if __name__ == "__main__":
