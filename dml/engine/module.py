@@ -298,7 +298,7 @@ class MetricLearner(pl.LightningModule):
         """Which images are of one camera or session, for an evaluator, where the data says it."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         datasets = data.evaluated("test" if test else "validation") if hasattr(data, "evaluated") else []
-        groups = [getattr(each.records, "groups", None) for each in datasets]
+        groups = [getattr(getattr(each, "records", None), "groups", None) for each in datasets]
         if not groups or groups[0] is None:
             return {}
         return {"groups": groups[0], "gallery_groups": groups[1] if len(groups) > 1 else None}

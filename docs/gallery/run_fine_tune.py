@@ -7,7 +7,6 @@ on drawings of things, and then searches among drawings of other things. The pic
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,14 +25,12 @@ from dml.retrieval.search import Search
 # -----
 #
 # The config is composed as on the command line, and the run does all that a run does: it chooses the checkpoint by validation
-# classes, tests once, and leaves its files in a folder.
+# classes, tests once, and leaves its files in a folder, ``outputs/DATE/TIME``.
 root = Path(dml.__file__).parents[1]
-folder = Path(tempfile.mkdtemp())
 with initialize_config_dir(str(root / "conf"), version_base="1.3"):
-    config = compose(
-        "train", ["logger=none", "progress_bar=false", f"hydra.run.dir={folder}"], return_hydra_config=True
-    )
+    config = compose("train", ["logger=none", "progress_bar=false"])
 metrics = run_train(config)
+folder = max(Path("outputs").glob("*/*"))  # the run that came last
 for name, value in metrics.items():
     print(f"{name:18s} {value:.4f}")
 

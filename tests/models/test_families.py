@@ -44,3 +44,8 @@ def test_a_step(name):
     assert model.eval()(images).isfinite().all()
     scales = layer_scales(model.backbone, 0.5)
     assert max(scales.values()) == 1 and min(scales.values()) < 1
+
+
+def test_a_network_that_does_not_know_its_layers_is_told():
+    with pytest.raises(ValueError, match=r"optimizer\.layer_decay=0\.5 .* does not say what its layers are"):
+        layer_scales(torch.nn.Linear(2, 2), 0.5)
