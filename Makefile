@@ -47,4 +47,4 @@ docs: $(READY)  ## Build docs/_build/html, offline but for the packages; runs th
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html $(ARGS)
 
 clean:  ## Remove .venv and caches; runs under outputs/ and multirun/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info docs/_build docs/examples docs/reference/config docs/reference/commands.md
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache dml.egg-info docs/_build docs/examples docs/reference/config docs/reference/commands.md docs/gallery/outputs
