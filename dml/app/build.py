@@ -117,6 +117,11 @@ def build(cfg: DictConfig, *, for_evaluation: bool = False, resumed: bool = Fals
         ValueError: the config does not go with the data, or a part with the machine; names the key.
     """
     source, validation = build_source(cfg, validate=cfg.protocol.validate and not for_evaluation)
+    if source.validation is not None and not for_evaluation:
+        rank_zero_only(_log.warning)(
+            f"protocol={cfg.protocol.name} has no validation: {counted(len(source.validation), 'image')} that the data "
+            "names for it will not be used"
+        )
     # After the split: it is that of all images, so none changes sides when another is broken, or mended.
     source, validation, broken = _without_broken(cfg, source, validation)
     tell(source, validation, tested_only=for_evaluation)  # before anything is refused, or cached

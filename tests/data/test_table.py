@@ -143,3 +143,11 @@ def test_a_run_of_a_table(tmp_path):
     batch = ("batch.classes_per_batch=3", "batch.samples_per_class=2", "evaluator.ks=[1]", "data.val_fraction=0.4")
     run = train(tmp_path / "run", "data=table", f"data.file={file}", *batch)
     assert 0 <= run.metrics["test/recall@1"] <= 1
+
+
+def test_rows_for_validation_that_a_protocol_does_not_use_are_told(tmp_path, caplog):
+    side = {0: "train", 1: "train", 2: "train", 3: "val", 4: "val"}
+    rows = [(f"{c}/{i}.png", f"c{c}", side.get(c, "test")) for c in range(7) for i in range(3)]
+    given = [f"data.file={write(tmp_path, 'path,label,split', rows)}", "data=table", "batch.classes_per_batch=3"]
+    train(tmp_path / "run", "protocol=paper", *given, "batch.samples_per_class=2", "evaluator.ks=[1]")
+    assert "protocol=paper has no validation: 6 images that the data names for it will not be used" in caplog.text
