@@ -47,10 +47,8 @@ def test_a_loss_is_the_same_as_on_the_cpu(name, batch):
         torch.testing.assert_close(each, there, rtol=1e-3, atol=5e-4 * float(there.abs().max()) + 1e-7)
 
 
-# Of these the host waits oftener: compositions wait for each of their losses, the others draw or sort on the host.
-OFTENER = {"roadmap": 4, "per_group": 6, "bier": 4, "sum": 4, "clustering": 6, "pddm": 5, "hdc": 8, "margin": 9}
-OFTENER |= {"matryoshka": 6, "s2sd": 6, "htl": 12}
-OFTENER |= {"angular": 30, "npair_angular": 30}
+# Of these the host waits oftener: they draw or sort on the host.
+OFTENER = {"clustering": 6, "pddm": 4, "hdc": 5, "margin": 8, "htl": 6, "angular": 7, "npair_angular": 7}
 
 
 @pytest.mark.parametrize("size", [96, 600])
@@ -63,7 +61,7 @@ def test_the_host_waits_twice_for_a_loss(name, size):
         loss, x, labels = loss.to(gpu.device), embeddings.float().to(gpu.device), labels.to(gpu.device)
         for _ in range(2):  # a memory has something to compare with
             gpu.waits.clear()
-            loss(x.requires_grad_(), labels).backward()
+            loss(x.requires_grad_(), labels.clone()).backward()
     assert len(gpu.waits) <= OFTENER.get(name.partition(",")[0], 2), gpu.waits
 
 

@@ -7,7 +7,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import full_precision, require, zero
-from dml.losses.building_blocks.host import Positives, all_there, on_host
+from dml.losses.building_blocks.host import Positives, on_host
 from dml.losses.building_blocks.pairwise import root
 from dml.losses.building_blocks.rowwise import rowwise
 
@@ -47,12 +47,6 @@ class LiftedLoss(nn.Module):
             violation = torch.logaddexp(reach[rows, None], reach[members]) + root(squared.gather(1, members))
             return torch.where(real, violation.clamp_min(0).square(), 0).sum(dim=1)
 
-        def all_pairs(unsure: list[Tensor] | None) -> Tensor:
-            reach = rowwise(embeddings, reaches, unsure=unsure)
-            return rowwise(embeddings, violations, reach, unsure=unsure).sum()
-
-        unsure: list[Tensor] = []
-        total = all_pairs(unsure)
-        if not all_there(unsure):
-            total = all_pairs(None)
-        return total / (4 * pairs)  # the rows hold every unordered pair twice
+        reach = rowwise(embeddings, reaches)
+        # The rows hold every unordered pair twice.
+        return rowwise(embeddings, violations, reach).sum() / (4 * pairs)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.host import read_together
+from dml.losses.building_blocks.host import Unsure, settled
 
 _SCALE = 1e10  # sums of very many squares of numbers from 1 / _SCALE to _SCALE are within float32
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
@@ -50,8 +50,9 @@ def checked(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
             require(0 < anchors <= len(labels), "anchors", anchors, f"1 to {len(labels)}")
         if embeddings.dtype in (torch.float16, torch.bfloat16):
             embeddings = embeddings.float()
+        labels = labels.long()
         with torch.autocast(embeddings.device.type, enabled=False):
-            return forward(self, embeddings, labels.long(), **given)
+            return settled(lambda _: forward(self, embeddings, labels, **given), embeddings.device, self)
 
     return _InClass(wrapper)  # until its class is made
 
@@ -97,7 +98,8 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """As `checked`, for a loss of squares: right at any scale of the embeddings, NaN if one of them is not finite.
 
     Squares of float32 numbers overflow or vanish long before the numbers do; embeddings for which they might are
-    computed in float64, which costs a look at the largest. A loss beyond float32 is infinite.
+    computed in float64, which costs a look at the largest. A loss beyond float32 is infinite. Where the host would wait
+    for that look, it comes with the last one of the loss (`settled`).
 
     Raises:
         ValueError: as `checked`.
@@ -105,13 +107,21 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(forward)
     def wrapper(self: Any, embeddings: Tensor, labels: Tensor, **given: Any) -> Tensor:
-        dtype = embeddings.dtype
-        largest = read_together(torch.stack(embeddings.detach().aminmax()).abs().max(), labels)
-        if dtype == torch.float32 and not 1 / _SCALE < largest < _SCALE and embeddings.device.type != "mps":
-            embeddings = embeddings.double()
-        value = forward(self, embeddings, labels, **given)
-        # Mining may pass over a broken member, whose gradient is broken all the same: the loss must say so.
-        return (value if math.isfinite(largest) else value + torch.nan).to(dtype)
+        dtype, device = embeddings.dtype, embeddings.device
+        largest = torch.stack(embeddings.detach().aminmax()).abs().max()
+        low, high = (1 / _SCALE, _SCALE) if dtype == torch.float32 and device.type != "mps" else (-1.0, math.inf)
+
+        def compute(unsure: Unsure) -> Tensor:
+            x, finite = embeddings, True
+            if unsure is not None:
+                unsure.append(~((largest > low) & (largest < high)))
+            elif not low < float(largest) < high:
+                x, finite = (x.double() if high < math.inf else x), math.isfinite(largest)
+            value = forward(self, x, labels, **given)
+            # Mining may pass over a broken member, whose gradient is broken all the same: the loss must say so.
+            return (value if finite else value + torch.nan).to(dtype)
+
+        return settled(compute, device)
 
     return checked(wrapper)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dml.losses.building_blocks.host import few_places
+from dml.losses.building_blocks.host import Unsure, few_places
 from dml.losses.building_blocks.pairwise import (
     block_entries,
     exact_distances,
@@ -34,12 +34,11 @@ class Block(NamedTuple):
 class Distances:
     """The matrix of squared distances in blocks of rows, and the gradient by x that their weights add up to.
 
-    unread: small distances are listed without reading how many there are; none of `missed` may then be true.
+    unsure: small distances are listed without reading how many there are, and this gets whether some were left out.
     """
 
-    def __init__(self, x: Tensor, members: Tensor | None, share: int, *, unread: bool = False) -> None:
-        self.x, self.share, self.unread = x, share, unread
-        self.missed: list[Tensor] = []
+    def __init__(self, x: Tensor, members: Tensor | None, share: int, unsure: Unsure) -> None:
+        self.x, self.share, self.unsure = x, share, unsure
         self.members = torch.arange(len(x), device=x.device) if members is None else members
         self.centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
         self.columns = self.centred.T.contiguous()
@@ -59,8 +58,8 @@ class Distances:
             if not small:
                 squared, limits = matmul(self.centred[rows], minus_twice, norms), digits * norms[rows, None]
                 squared.add_(norms[rows, None]).scatter_(1, rows[:, None], torch.inf)
-                if self.unread:
-                    yield self._listed(rows, squared, squared < limits)
+                if self.unsure is not None:
+                    yield self._listed(rows, squared, squared < limits, self.unsure)
                     continue
                 some = (squared.amin(dim=1) < limits[:, 0]).nonzero()[:, 0]
                 i, j = torch.nonzero(squared[some] < limits[some], as_tuple=True)
@@ -73,12 +72,12 @@ class Distances:
                     continue
             yield Block(rows, exact_distances(x[rows], x).square(), None)
 
-    def _listed(self, rows: Tensor, squared: Tensor, mask: Tensor) -> Block:
+    def _listed(self, rows: Tensor, squared: Tensor, mask: Tensor, unsure: list[Tensor]) -> Block:
         """The block whose entries under the mask are computed from differences, as many as a list has room for."""
         x = self.x
         squared.scatter_(1, rows[:, None], 0)
         i, j, real, missed = few_places(mask, _FEW * len(rows))
-        self.missed.append(missed)
+        unsure.append(missed)
         for part in pair_blocks(x, i):  # where there is none, the first entry: exact too
             squared[i[part], j[part]] = (x[rows[i[part]]] - x[j[part]]).square().sum(dim=1)
         return Block(rows, squared, (i, j), real, mask)

@@ -2,13 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dml.losses.building_blocks.host import Places, all_there, few_places, on_host, reading_waits, to_device
+from dml.losses.building_blocks.host import Places, Unsure, few_places, on_host, settled, to_device
 from dml.losses.building_blocks.pairwise import exact_distances, pair_blocks, row_blocks
 from dml.products import matmul
 
@@ -22,12 +22,11 @@ _CHUNK = 128  # columns whose least entry is looked at before any of them
 # middle. Each is the member with the least distance, or the least of minus the distance.
 _SIGNS = (-1, 1, -1, 1)
 _T = TypeVar("_T")
+_Found: TypeAlias = tuple[Tensor, Tensor]  # anchors and their members
 
 
 @torch.no_grad()
-def extremes(
-    x: Tensor, labels: Tensor, anchors: int | None = None, *, of_classes_only: bool = False
-) -> tuple[Tensor, Tensor]:
+def extremes(x: Tensor, labels: Tensor, anchors: int | None = None, *, of_classes_only: bool = False) -> _Found:
     """Find the extremes of each row of the distance matrix, without a graph, in blocks of rows.
 
     A valid anchor has a positive and a negative in the batch. Ties go to the lower index. Of `anchors` embeddings only,
@@ -39,10 +38,14 @@ def extremes(
         Batch indices: the valid anchors [v], and in rows [4, v] the farthest member of the batch, the nearest negative,
         the farthest positive and the nearest member of each; of_classes_only: the two in the middle alone, [2, v].
     """
-    if len(x) <= _DENSE and not reading_waits(x.device):
+    return settled(lambda unsure: _find(x, labels, anchors, of_classes_only, unsure), x.device)
+
+
+def _find(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool, unsure: Unsure) -> _Found:
+    if unsure is not None and len(x) * (anchors or len(x)) <= _UNREAD:
+        return _unread(x, labels, anchors, of_classes_only, unsure)
+    if len(x) <= _DENSE:
         return _densely(x, labels, anchors, of_classes_only)
-    if len(x) * (anchors or len(x)) <= _UNREAD and reading_waits(x.device):
-        return _unread(x, labels, anchors, of_classes_only)
     _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
     valid = _valid(sizes[own[:anchors]], len(x))
     # Side by side, the members of a class are a narrow band of a block, and masks are needed only there.
@@ -95,7 +98,7 @@ def _exactly(x: Tensor, labels: Tensor, anchor: Tensor, *, of_classes_only: bool
     return torch.stack([(sign * d).masked_fill_(mask, torch.inf).argmin(dim=1) for sign, mask in pairs])
 
 
-def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool) -> tuple[Tensor, Tensor]:
+def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool) -> _Found:
     """The same for few embeddings: all entries of all rows at once, in few operations."""
     same = labels[:anchors, None] == labels
     anchor = _valid(same.sum(dim=1), len(x))
@@ -121,11 +124,8 @@ def _densely(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bo
     return anchor, _decide(x, anchor, row, column, signs)
 
 
-def _unread(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool) -> tuple[Tensor, Tensor]:
-    """The same where the host waits for what it reads: `_densely` in blocks of rows, with lists of fixed length.
-
-    Whether all of them were long enough is read once, at the end; if not, all distances decide.
-    """
+def _unread(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: bool, unsure: list[Tensor]) -> _Found:
+    """The same where the host waits for what it reads: `_densely` in blocks of rows, with lists of fixed length."""
     _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
     anchor = to_device(_valid(sizes[own[:anchors]], len(x)), x.device)
     signs = to_device(torch.tensor(_wanted(_SIGNS, of_classes_only), dtype=x.dtype), x.device)
@@ -135,7 +135,8 @@ def _unread(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: boo
     norms = centred.square().sum(dim=1)
     largest = norms.max()
     low, high = _limits(x.dtype)
-    members, unsure = [], [~((largest > low) & (largest < high))]
+    unsure.append(~((largest > low) & (largest < high)))
+    members = []
     for rows in row_blocks(x, anchor, 2 * len(signs)):
         keys = signs[:, None, None] * matmul(centred[rows], -2 * centred, norms)
         left_out = _left_out(labels[rows, None] == labels, rows)
@@ -146,9 +147,6 @@ def _unread(x: Tensor, labels: Tensor, anchors: int | None, of_classes_only: boo
         listed = few_places(near.flatten(0, 1), _ROOM * len(signs) * len(rows))
         members.append(_decide_listed(x, rows, listed, signs))
         unsure.append(listed.missed)
-    if not all_there(unsure):
-        blocks = row_blocks(x, anchor)
-        members = [_exactly(x, labels, rows, of_classes_only=of_classes_only) for rows in blocks]
     return anchor, torch.cat(members, dim=1)
 
 

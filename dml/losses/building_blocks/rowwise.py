@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dml.losses.building_blocks.distances import Distances
-from dml.losses.building_blocks.host import all_there, reading_waits
+from dml.losses.building_blocks.host import Unsure, settled
 from dml.losses.building_blocks.pairwise import gradient_with_graph, row_blocks
 
 
@@ -18,7 +18,6 @@ def rowwise(
     *inputs: Tensor,
     rows: Tensor | None = None,
     share: int = 1,
-    unsure: list[Tensor] | None = None,
 ) -> Tensor:
     """terms(rows, squared, *inputs) for rows of the matrix of squared distances, block by block, with gradient.
 
@@ -31,12 +30,11 @@ def rowwise(
         inputs: further tensors that get a gradient.
         rows: which rows [v]; None: all.
         share: how many numbers `terms` holds for each distance.
-        unsure: gets scalars, of which none may be true for the result to count; None: they are looked at here.
 
     Returns:
         [v, ...]; if `terms` returns [1, ...] of a block, one row for each block.
     """
-    return _Rowwise.apply(terms, rows, share, unsure, x, *inputs)
+    return settled(lambda unsure: _Rowwise.apply(terms, rows, share, unsure, x, *inputs), x.device)
 
 
 def sum_over_rows(
@@ -59,7 +57,8 @@ def sum_over_rows(
         share: how many numbers `terms` holds for each distance.
     """
     wanted = torch.is_grad_enabled() and x.requires_grad
-    return _SumOverRows.apply(terms, rows, share, symmetric, x if wanted else x.detach(), *inputs)
+    x = x if wanted else x.detach()
+    return settled(lambda unsure: _SumOverRows.apply(terms, rows, share, symmetric, unsure, x, *inputs), x.device)
 
 
 def sorted_rows(squared: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,33 +116,25 @@ class _Rowwise(torch.autograd.Function):
         terms: Callable[..., Tensor],
         rows: Tensor | None,
         share: int,
-        unsure: list[Tensor] | None,
+        unsure: Unsure,
         x: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(x, *inputs)
-        for way in _ways(x):
-            matrix = Distances(x, rows, share, unread=way)
-            parts = (part for block in matrix.blocks() for part in matrix.parts(block))
-            found = [terms(own, squared, *inputs) for own, squared in parts]
-            if unsure is not None:
-                unsure += matrix.missed
-            if unsure is not None or all_there(matrix.missed):
-                break
-        ctx.given = terms, rows, share, way
-        return torch.cat(found)
+        ctx.given = terms, rows, share, unsure is not None
+        matrix = Distances(x, rows, share, unsure)
+        parts = (part for block in matrix.blocks() for part in matrix.parts(block))
+        return torch.cat([terms(own, squared, *inputs) for own, squared in parts])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        terms, rows, share, way = ctx.given
+        terms, rows, share, listed = ctx.given
         if torch.is_grad_enabled():
             return None, None, None, None, *gradient_with_graph(_plainly(terms, rows), ctx.saved_tensors, gradient)
         x, *inputs = (saved.detach().requires_grad_() for saved in ctx.saved_tensors)
-        matrix, sums, start = (
-            Distances(x.detach(), rows, share, unread=way),
-            [torch.zeros_like(each) for each in inputs],
-            0,
-        )
+        # The lists are those of the forward pass, and were long enough.
+        matrix = Distances(x.detach(), rows, share, [] if listed else None)
+        sums, start = [torch.zeros_like(each) for each in inputs], 0
         for block in matrix.blocks():
             for own, part in matrix.parts(block):
                 squared = part.detach().requires_grad_()
@@ -166,29 +157,27 @@ class _SumOverRows(torch.autograd.Function):
         rows: Tensor | None,
         share: int,
         symmetric: bool,
+        unsure: Unsure,
         x: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[4]
+        wanted = ctx.needs_input_grad[5]
         own = [each.detach().requires_grad_(wanted) for each in inputs]
-        for way in _ways(x):
-            total, matrix = x.new_zeros(()), Distances(x, rows, share, unread=way)
-            sums = [torch.zeros_like(each) for each in inputs]
-            for block in matrix.blocks():
-                for of_rows, part in matrix.parts(block):
-                    squared = part.detach().requires_grad_(wanted)
-                    with torch.set_grad_enabled(wanted):
-                        value = terms(of_rows, squared, *own).sum()
-                    total += value.detach()
-                    if wanted:
-                        weight, *others = torch.autograd.grad(value, [squared, *own])
-                        part.copy_(weight)
-                        for each, other in zip(sums, others, strict=True):
-                            each += other
+        total, matrix = x.new_zeros(()), Distances(x, rows, share, unsure)
+        sums = [torch.zeros_like(each) for each in inputs]
+        for block in matrix.blocks():
+            for of_rows, part in matrix.parts(block):
+                squared = part.detach().requires_grad_(wanted)
+                with torch.set_grad_enabled(wanted):
+                    value = terms(of_rows, squared, *own).sum()
+                total += value.detach()
                 if wanted:
-                    matrix.pull(block, symmetric=symmetric)
-            if all_there(matrix.missed):
-                break
+                    weight, *others = torch.autograd.grad(value, [squared, *own])
+                    part.copy_(weight)
+                    for each, other in zip(sums, others, strict=True):
+                        each += other
+            if wanted:
+                matrix.pull(block, symmetric=symmetric)
         ctx.given = terms, rows
         ctx.inputs = len(inputs)
         ctx.save_for_backward(x, *inputs, matrix.gradient(), *sums)
@@ -200,8 +189,8 @@ class _SumOverRows(torch.autograd.Function):
         if torch.is_grad_enabled():
             by_rows = _plainly(*ctx.given)
             own = gradient_with_graph(lambda *each: by_rows(*each).sum(), given, gradient)
-            return None, None, None, None, *own
-        return None, None, None, None, *(gradient * each for each in found)
+            return None, None, None, None, None, *own
+        return None, None, None, None, None, *(gradient * each for each in found)
 
 
 def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[..., Tensor]:
@@ -214,8 +203,3 @@ def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[...,
         return torch.cat(parts)
 
     return by_rows
-
-
-def _ways(x: Tensor) -> tuple[bool, ...]:
-    """Whether near entries are listed without reading how many there are; if the list is too short, anew with that."""
-    return (True, False) if reading_waits(x.device) else (False,)
