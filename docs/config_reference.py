@@ -9,12 +9,12 @@ from typing import Any, get_args
 
 import yaml
 from hydra.utils import get_object
+from loss_pages import described
 
 from dml.app.schema import describe, parameters_of, shown
 from dml.app.settings import Evaluation, Part, Training
 
 CONF = Path(__file__).parents[1] / "conf"
-# In the order in which a reader meets them: images -> network -> loss -> training -> results.
 # In the order in which a reader meets them: images -> network -> loss -> training -> results.
 _ORDER = (
     "data transform loader backbone embedder model loss sampler method optimizer scheduler trainer protocol evaluator "
@@ -70,20 +70,50 @@ def _members(value: Any, hint: Any) -> Iterator[tuple[str | None, Any, Any]]:
 def _choices(group: str) -> Iterator[str]:
     """A section for each file of a group."""
     part = next((rule for rule in get_args(_hint(group))[1:] if isinstance(rule, Part)), Part())
+    others = [file.read_text() for file in sorted((CONF / group).glob("*.yaml"))]
     for file in sorted((CONF / group).glob("*.yaml")):
         text = file.read_text()
         content = yaml.safe_load(text) or {}
         yield f"## {group}={file.stem}\n"
         yield from _head(text)
-        target = content.pop("_target_", None)
+        inherited = (CONF / group / "default.yaml").read_text() if "default" in content.get("defaults", []) else ""
+        target = content.pop("_target_", (yaml.safe_load(inherited) or {}).get("_target_"))
         if target:
             yield f"`{target}`\n"
         if group in ("model", "method", "experiment"):
             yield "```yaml\n" + _settings(text) + "\n```\n"
         else:
             known = _hints(target, part) if target else _own(group)
-            rows = [(k, v, known.get(k, Any), _comment(text, k)) for k, v in content.items() if k != "defaults"]
-            yield from _table((f"{group}.{key}", value, hint, said) for key, value, hint, said in rows)
+            texts = [text, inherited, *_arguments(target), *others]
+            rows = [(k, v, known.get(k, Any)) for k, v in content.items() if k != "defaults"]
+            yield from _table((f"{group}.{k}", v, hint, _explained(k, texts)) for k, v, hint in rows)
+            yield from _more(group, target, part, {*content, *(yaml.safe_load(inherited) or {})} | _wrapped(content))
+
+
+def _wrapped(content: dict[str, Any]) -> set[str]:
+    """The keys that a file fills with choices of a group: `loss` of `/loss@loss: contrastive`."""
+    return {key.partition("@")[2].partition(".")[0] for one in content.get("defaults", []) for key in one if "@" in key}
+
+
+def _more(group: str, target: str | None, part: Part, there: set[str]) -> Iterator[str]:
+    """What else the target takes."""
+    taken = parameters_of(get_object(target))[0] if target else {}
+    if more := [name for name in taken if name not in {*there, *part.given}]:
+        yield f"More keys, which need a plus (`+{group}.{more[0]}=...`): {', '.join(f'`{name}`' for name in more)}.\n"
+
+
+def _explained(key: str, texts: Iterable[str]) -> str:
+    """The first comment on a key: of its file, of what the file begins with, of the docstring, of files beside it."""
+    return next(filter(None, (_comment(text, key) for text in texts)), "")
+
+
+def _arguments(target: str | None) -> Iterator[str]:
+    """The arguments that the docstring of one of our own classes explains, as a file would have them."""
+    if target and target.startswith("dml."):
+        call = get_object(target)
+        for one in call.__mro__ if isinstance(call, type) else [call]:
+            said = {name: text for name, text in described(one).items() if text and not text.startswith("as of ")}
+            yield "".join(f"{name}: # {text}\n" for name, text in said.items())
 
 
 def _hint(group: str) -> Any:
@@ -105,7 +135,7 @@ def _hints(target: str, part: Part) -> dict[str, Any]:
 
 def _table(rows: Iterable[tuple[str, Any, Any, str]]) -> Iterator[str]:
     lines = [
-        f"| `{key}` | `{_cell(_default(value))}` | {_cell(_type(hint))} | {_cell(said)} |"
+        f"| `{key}` | `{_cell(_default(value))}` | {_cell(_type(hint, value))} | {_linked(_cell(said))} |"
         for key, value, hint, said in rows
     ]
     if lines:
@@ -120,8 +150,18 @@ def _default(value: Any) -> str:
     return shown(value)
 
 
-def _type(hint: Any) -> str:
-    return "" if hint is Any else describe(hint)
+def _type(hint: Any, value: Any) -> str:
+    if hint is Any:  # an argument that is passed on: what its value is
+        hint = type(value)
+    said = describe(hint)
+    return (
+        f"{said} or null" if said and value is None and "null" not in said else said
+    )  # null: filled in by the program
+
+
+def _linked(said: str) -> str:
+    """Pages of docs/ as links, seen from docs/reference/config."""
+    return re.sub(r"docs/([\w/]+\.md)", r"[docs/\1](../../\1)", said.replace("None:", "null:"))
 
 
 def _cell(text: str) -> str:
@@ -129,12 +169,14 @@ def _cell(text: str) -> str:
 
 
 def _head(text: str) -> Iterator[str]:
-    """The comment that a file begins with."""
+    """The comment that a file begins with; as it stands if there are commands in it."""
     lines = re.match(r"(?:#.*\n)*", text)
     assert lines is not None
-    said = [line.lstrip("# ") for line in lines[0].splitlines() if not line.startswith("# @package")]
-    if said:
-        yield " ".join(said).replace("<", "&lt;").replace("*", "\\*") + "\n"
+    said = [line.removeprefix("#").removeprefix(" ") for line in lines[0].splitlines() if "@package" not in line]
+    if any("python " in line for line in said):
+        yield "\n".join(["```text", *said, "```\n"])
+    elif said:
+        yield _linked(" ".join(said).replace("<", "&lt;").replace("*", "\\*")) + "\n"
 
 
 def _settings(text: str) -> str:
@@ -142,5 +184,5 @@ def _settings(text: str) -> str:
 
 
 def _comment(text: str, key: str) -> str:
-    found = re.search(rf"^ *{re.escape(key)}:[^#\n]*#\s*(.*)$", text, flags=re.M)
+    found = re.search(rf"^ *{re.escape(key)}:[^#\n]*#[ \t]*(.*)$", text, flags=re.M)
     return found[1].lstrip("| ") if found else ""

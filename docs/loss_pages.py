@@ -53,7 +53,7 @@ def _class(stem: str) -> type[nn.Module]:
 
 def _keys(stem: str) -> str:
     config, call = _config(stem), _class(stem)
-    arguments = _described(call)
+    arguments = described(call)
     lines = [f"`loss={stem}`, `{call.__module__}.{call.__name__}`\n"]
     parameters = parameters_of(call)[0]
     if parameters:
@@ -94,15 +94,15 @@ def _of_anchors(call: type[nn.Module]) -> bool:
     return "anchors" in inspect.signature(call.forward).parameters
 
 
-def _described(call: type[nn.Module]) -> dict[str, str]:
+def described(call: Any) -> dict[str, str]:
     """What the docstring says of each argument."""
     text = inspect.cleandoc(call.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
     found = {}
     for part in re.split(r"\n(?= {4}\w)", f"\n{text}")[1:]:
         names, _, said = part.strip().partition(": ")
         # The range has a column of its own.
-        said = re.sub(r"(,? ?(> 0|0 or greater|0 to 1|from 0 to less than 1))+\.?$", "", " ".join(said.split()))
-        found.update({name: said.rstrip(".") for name in names.split(", ")})
+        said = re.sub(r"(,? ?(> 0|0 or greater|0 to 1|from 0 to less than 1))+(?=[;.]|$)", "", " ".join(said.split()))
+        found.update({name: said.strip(".; ") for name in names.split(", ")})
     return found
 
 

@@ -24,7 +24,7 @@ class AngularLoss(nn.Module):
     the three is to be less than alpha. Pairs without a negative are left out. Embeddings are normalised inside.
 
     Args:
-        alpha: in degrees, > 0 and at most 65; the paper tries 36 to 55.
+        alpha: the angle, in degrees; the paper tries 36 to 55.
 
     Raises:
         ValueError: alpha is out of its range.

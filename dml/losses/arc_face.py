@@ -23,8 +23,8 @@ class ArcFaceLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
-        margin: in radians, from 0 to below pi.
-        scale: s, > 0; 64 as in the paper, 16 to 30 for a hundred classes.
+        margin: added to the angle of the own class, in radians; from 0 to below pi.
+        scale: s in the formula, > 0; 64 as in the paper, 16 to 30 for a hundred classes.
 
     Raises:
         ValueError: a size or scale is not positive, or margin is not from 0 to below pi.

@@ -34,15 +34,17 @@ class BIERLoss(nn.Module):
     same to its own (embedder.unit_weights). Holds O(m^2) numbers for each learner.
 
     Args:
-        groups: widths of the columns of each learner, and of their copies behind. Filled in from the embedder.
-        alpha: sharpness, > 0.
+        groups: numbers in the embedding of each learner, then of their copies. Filled in from the embedder.
+        alpha: sharpness of the loss of a pair, > 0.
         beta: cosine at which a pair begins to count.
-        cost: of negative pairs, > 0; C in the paper.
-        boosting: simple or eta.
-        shrinkage, start, negative_weight: of boosting=simple.
+        cost: weight of negative pairs, > 0; C in the paper.
+        boosting: simple: as in the authors' code; eta: as in their paper.
+        shrinkage: boosting=simple: how much each learner changes the score of a pair.
+        start: boosting=simple: score of a pair before the first learner.
+        negative_weight: boosting=simple: weight of negative pairs.
         adversarial: weight of the adversary and of the regressors' penalty, 0 or greater; 5e-5 in A-BIER.
         weight_penalty: weight of the regressors' penalty, times adversarial; 1e5 in A-BIER.
-        hidden: width of the regressors.
+        hidden: width of the adversary's hidden layer.
 
     Raises:
         ValueError: a number is out of its range, or adversarial is asked of groups without copies.

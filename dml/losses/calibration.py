@@ -20,8 +20,8 @@ class CalibrationLoss(nn.Module):
     Args:
         pos_margin: cosine that positive pairs should reach.
         neg_margin: cosine that negative pairs should not exceed.
-        pos_weight: 0 or greater.
-        neg_weight: 0 or greater.
+        pos_weight: weight of the positive pairs, 0 or greater.
+        neg_weight: weight of the negative pairs, 0 or greater.
 
     Raises:
         ValueError: a weight is negative.

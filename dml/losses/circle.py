@@ -17,8 +17,8 @@ class CircleLoss(nn.Module):
     Anchors that lack a positive or a negative are left out of the mean. Embeddings are normalised inside.
 
     Args:
-        margin: m; 0.4 for fine-grained retrieval, 0.25 for faces and persons.
-        gamma: g, > 0; 80, or 256 for faces and 128 for persons.
+        margin: m in the formula; 0.4 for fine-grained retrieval, 0.25 for faces and persons.
+        gamma: sharpness, g in the formula, > 0; 80, or 256 for faces and 128 for persons.
 
     Raises:
         ValueError: gamma is not positive.

@@ -21,10 +21,10 @@ class ClusteringLoss(nn.Module):
     member nearest to all others. The gradient is that of the distances with S held. Embeddings are normalised inside.
 
     Args:
-        gamma: weight of the NMI, 0 or greater; a sum of distances stands beside it, so it goes with the batch size.
-        gamma_decay: factor of gamma after each decay_steps steps of training, > 0.
-        decay_steps: > 0; those of an epoch, in the recipe that is known. None: after every step.
-        pam_iterations: sweeps of PAM, 0 or greater.
+        gamma: weight of the NMI, 0 or greater; distances are summed, so a larger batch needs a larger one.
+        gamma_decay: gamma is multiplied by this after each decay_steps steps of training, > 0.
+        decay_steps: how many steps, > 0; an epoch in the known recipe. None: after every step.
+        pam_iterations: how many rounds of exchanges (PAM) improve the medoids, 0 or greater.
 
     Raises:
         ValueError: one of them is out of its range.

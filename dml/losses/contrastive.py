@@ -19,8 +19,8 @@ class ContrastiveLoss(nn.Module):
     """Mean over all unordered pairs of the batch: D^2 for a positive pair, max(0, margin - D)^2 for a negative one.
 
     Args:
-        margin: distance (or squared distance) from which a negative pair loses nothing, > 0.
-        hinge: "distance": as above; "squared": max(0, margin - D^2) for a negative pair, as ABE (Kim et al. 2018) has.
+        margin: distance (or squared distance) at which a negative pair is far enough, > 0.
+        hinge: "distance": as above; "squared": max(0, margin - D^2) for a negative pair, as in ABE (Kim et al. 2018).
 
     Raises:
         ValueError: margin is not positive, or hinge is unknown.

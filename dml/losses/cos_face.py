@@ -20,8 +20,8 @@ class CosFaceLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
-        margin: 0 or greater.
-        scale: s, > 0; 64 as in the paper, 16 to 30 for a hundred classes.
+        margin: taken from the cosine of the own class, 0 or greater.
+        scale: s in the formula, > 0; 64 as in the paper, 16 to 30 for a hundred classes.
 
     Raises:
         ValueError: a size or scale is not positive, or margin is negative.

@@ -17,7 +17,7 @@ class FastAPLoss(nn.Module):
     those of the positives, h those of all others; H+ and H are their running sums. Embeddings are normalised inside.
 
     Args:
-        bins: > 0.
+        bins: number of bins of the histograms, > 0.
 
     Raises:
         ValueError: bins is not positive.

@@ -17,8 +17,8 @@ class GeneralizedLiftedLoss(nn.Module):
     the mean. The gradient of a distance that is 0 is 0.
 
     Args:
-        margin: > 0.
-        normalize: divide embeddings by their norms first; else they are taken as they come.
+        margin: distance at which a negative is far enough, > 0.
+        normalize: bring embeddings to length 1 first; false: take them as they come.
 
     Raises:
         ValueError: margin is not positive.

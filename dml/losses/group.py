@@ -26,11 +26,11 @@ class GroupLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
-        anchors_per_class: how many members of each class know their class; a class with no more of them teaches by the
-            cross entropy alone. 0 or greater.
-        temperature: > 0.
-        iterations: 0 or greater.
-        ce_weight: of the cross entropy, 0 or greater.
+        anchors_per_class: images of each class whose label is given; a class with no more images than that counts in
+            the cross entropy alone. 0 or greater.
+        temperature: of the first probabilities, > 0.
+        iterations: how often the probabilities are refined, 0 or greater.
+        ce_weight: weight of the cross entropy, 0 or greater.
 
     Raises:
         ValueError: one of them is out of its range.

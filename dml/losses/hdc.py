@@ -30,12 +30,12 @@ class HDCLoss(nn.Module):
     are taken, as there. Holds O(m^2) numbers.
 
     Args:
-        groups: widths of the columns of each level. Filled in from the embedder.
+        groups: numbers in the embedding of each level. Filled in from the embedder.
         ratios: the share of pairs that each level keeps, in (0, 1]; the authors' for SOP are [0.5, 0.25, 0.1].
-        margin: squared distance from which a negative pair loses nothing, > 0.
+        margin: squared distance at which a negative pair is far enough, > 0.
         factor: weight of a negative pair, > 0.
-        cascaded: a level chooses from what the level before has kept, as the paper's text says; false: from all pairs,
-            as the authors' code does.
+        cascaded: a level chooses from the pairs that the level before kept, as in the paper's text; false: from all
+            pairs, as in the authors' code.
 
     Raises:
         ValueError: there are not as many ratios as groups, or a number is out of its range.

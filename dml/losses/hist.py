@@ -30,10 +30,10 @@ class HISTLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
-        tau: > 0.
-        alpha: > 0.
-        ce_weight: of the network's cross entropy, 0 or greater.
-        hidden: numbers between its layers, > 0.
+        tau: sharpness of the class probabilities, > 0.
+        alpha: the larger, the less an image belongs to other classes in the hypergraph, > 0.
+        ce_weight: weight of the hypergraph network's cross entropy, 0 or greater.
+        hidden: width between the two layers of that network, > 0.
 
     Raises:
         ValueError: one of them is out of its range.

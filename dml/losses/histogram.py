@@ -20,7 +20,7 @@ class HistogramLoss(nn.Module):
     without a negative pair has loss 0. Embeddings are normalised inside.
 
     Args:
-        bins: number of nodes, 2 or more; 201 as the authors' settings.
+        bins: number of nodes of the histograms, 2 or more; 201 as in the authors' settings.
 
     Raises:
         ValueError: bins is less than 2.

@@ -25,8 +25,7 @@ class HTLLoss(nn.Module):
         num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
         beta: added to every margin, 0 or greater.
         depth: levels of the tree, > 0.
-        average: "all": the mean is over all triplets, as in the paper's formula; "active": over those that lose
-            something.
+        average: "all": the mean over all triplets, as in the paper's formula; "active": over those with a loss above 0.
 
     Raises:
         ValueError: a number is out of its range.

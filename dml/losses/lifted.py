@@ -18,6 +18,9 @@ class LiftedLoss(nn.Module):
     The inner sum over the negatives of i and of j is the log-sum-exp of two per-anchor terms, so the whole loss
     takes O(m^2 d) time and O(m d) memory.
 
+    Args:
+        margin: distance at which a negative is far enough, > 0.
+
     Raises:
         ValueError: margin is not positive.
     """

@@ -26,11 +26,11 @@ class MarginLoss(nn.Module):
     Args:
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
         alpha: half of the gap between positives and negatives, > 0.
-        beta: initial value of the boundary, > 0.
-        nu: weight of the boundaries, 0 or greater.
-        cutoff: distances below it are drawn as if at it, > 0 and less than upper.
-        upper: negatives that are farther are not drawn, less than 2; an anchor that has only such draws them uniformly.
-        seed: of the draws.
+        beta: first value of each class's boundary, which is learnt, > 0.
+        nu: how strongly boundaries are kept small, 0 or greater.
+        cutoff: negatives nearer than this are as likely as those at this distance; less than upper.
+        upper: negatives farther than this are not drawn; an anchor that has only such draws any of them.
+        seed: of the random choice of negatives.
 
     Raises:
         ValueError: a number is out of its range.

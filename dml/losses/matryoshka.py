@@ -20,11 +20,11 @@ class MatryoshkaLoss(nn.Module):
     used (MRL-E of the paper).
 
     Args:
-        loss: any loss without groups and without memory; a memory goes around this loss.
+        loss: any loss but those of groups and memories; a memory can be put around this loss.
         embedding_dim: D of the embeddings.
-        sizes: the m, each at most D. None: D and its halves down to 32 at least.
+        sizes: how many dimensions, each at most D. None: D, half of it, a quarter, ... down to 32.
         weights: of each size, 0 or greater; None: 1 each, as in the paper.
-        normalize: each part is brought to length 1 first, as it is for search.
+        normalize: bring each cut to length 1 first, as a search does.
 
     Raises:
         ValueError: sizes or weights are not as above, or the loss cannot be cut to a part of the dimensions.

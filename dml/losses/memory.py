@@ -18,9 +18,9 @@ class CrossBatchMemory(nn.Module):
     Every process of several keeps the same memory, as each sees the global batch.
 
     Args:
-        loss: one that is a sum over anchors, whose `forward` takes `anchors`: contrastive, triplet, NRA and others.
+        loss: a loss that is a sum over anchors: contrastive, triplet, NRA and others.
         size: how many embeddings are kept; the oldest go first.
-        start_step: the first step that is remembered; before it, this is the plain loss (1,000 in the paper).
+        start_step: the first step whose embeddings are kept; until then this is the plain loss (1,000 in the paper).
         embedding_dim: D of the embeddings.
 
     Raises:

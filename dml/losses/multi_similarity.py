@@ -18,10 +18,10 @@ class MultiSimilarityLoss(nn.Module):
     authors' code does, also by those of which mining keeps nothing. Embeddings are normalised inside.
 
     Args:
-        alpha: a, sharpness of the positives, > 0.
-        beta: b, sharpness of the negatives, > 0.
+        alpha: sharpness of the positives, > 0.
+        beta: sharpness of the negatives, > 0.
         base: similarity at which a pair begins to count; 0.5 as in the authors' code (the paper has 1).
-        epsilon: slack of the mining; None: all pairs of anchors with a positive and a negative count.
+        epsilon: how much easier than the hardest a chosen pair may be; None: all pairs count.
 
     Raises:
         ValueError: alpha or beta is not positive, or epsilon is negative.

@@ -32,10 +32,11 @@ class MultimodalLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
-        num_modalities: M, > 0.
-        proxies_per_class: K, > 0.
-        gamma: > 0; the smaller, the more the nearest proxies alone count.
-        heads: false: the embeddings are the probabilities already, and embedding_dim is M C.
+        num_modalities: M in the formula, how many kinds of input, > 0.
+        proxies_per_class: K in the formula, > 0.
+        gamma: the smaller, the more the nearest proxies alone count; > 0.
+        heads: make class probabilities by linear layers; false: the embeddings are such already, and embedding_dim is
+            M C.
 
     Raises:
         ValueError: a size or gamma is not positive, embedding_dim does not go with the modalities, or the proxies would

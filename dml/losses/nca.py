@@ -16,8 +16,8 @@ class NCALoss(nn.Module):
     has no other neighbours, and the loss 0.
 
     Args:
-        scale: s, > 0. With normalised embeddings 1 is soft; 9 to 30 sharpen it.
-        normalize: divide embeddings by their norms first; the paper takes them as they come.
+        scale: s in the formula, > 0. With normalised embeddings 1 is soft; 9 to 30 are sharper.
+        normalize: bring embeddings to length 1 first; the paper takes them as they come.
 
     Raises:
         ValueError: scale is not positive.

@@ -21,7 +21,7 @@ class NormalizedSoftmaxLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
-        temperature: T, > 0.
+        temperature: T in the formula; the smaller, the sharper, > 0.
 
     Raises:
         ValueError: a size or temperature is not positive.

@@ -16,9 +16,9 @@ class NPairAngularLoss(nn.Module):
     The former takes the first pair of each class, the latter all of them.
 
     Args:
-        alpha: of the angular loss, in degrees, > 0 and at most 65.
-        angular_weight: lambda, 0 or greater.
-        l2_weight: of the N-pair loss.
+        alpha: angle of the angular loss, in degrees.
+        angular_weight: weight of the angular loss, 0 or greater.
+        l2_weight: as in `npair`, weight of the squared lengths.
 
     Raises:
         ValueError: alpha is out of its range, or a weight is negative.

@@ -35,8 +35,8 @@ class NRALoss(nn.Module):
 
     Args:
         alpha: slope of the transfer function at r = 1/2, > 0.
-        epsilon: bounds the loss of one anchor, > 0.
-        detach_range: stop the gradient through D_min and D_max; the paper does not say, we let it flow.
+        epsilon: keeps the loss of one anchor finite, > 0.
+        detach_range: stop the gradient through D_min and D_max; the paper does not say, and we let it flow.
 
     Raises:
         ValueError: alpha or epsilon is not positive.

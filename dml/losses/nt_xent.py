@@ -23,7 +23,7 @@ class NTXentLoss(nn.Module):
     this is SimCLR's loss. Pairs without a negative are left out. Embeddings are normalised inside.
 
     Args:
-        temperature: T, > 0.
+        temperature: T in the formula; the smaller, the more the hardest pairs count, > 0.
         average: pair: the mean over all pairs; anchor: over the pairs of each anchor, then over anchors (SINCERE),
             which differs where classes have different sizes.
 

@@ -30,12 +30,12 @@ class PDDMLoss(nn.Module):
 
     Args:
         embedding_dim: d of the embeddings.
-        alpha: margin of S, > 0.
-        beta: margin of squared distances, > 0.
-        embedding_weight: of E_e, 0 or greater.
+        alpha: margin of the learnt similarity, > 0.
+        beta: margin of the squared distances, > 0.
+        embedding_weight: weight of the distances' part E_e, 0 or greater.
         scope: batch: one quadruplet (the paper); class: the hardest of each class, and the mean; pair: of each positive
             pair, and the mean.
-        dropout: share of c that is left out in training, from 0 to less than 1.
+        dropout: of the learnt similarity's middle layer, in training; from 0 to less than 1.
 
     Raises:
         ValueError: one of them is out of its range.

@@ -20,10 +20,10 @@ class PerGroupLoss(nn.Module):
 
     Args:
         loss: any loss; each group has a copy of its own, so weights and memory are not shared.
-        groups: widths of the columns of each group. Filled in from the embedder.
-        normalize: each group's columns are brought to length 1 first, as they are for search.
-        divergence: weight of the learners' difference, 0 or greater; 1 in ABE.
-        divergence_margin: squared distance of two learners from which they differ enough, > 0.
+        groups: numbers in each group. Filled in from the embedder.
+        normalize: bring each group to length 1 first, as a search does.
+        divergence: how strongly learners are pushed to differ, 0 or greater; 1 in ABE.
+        divergence_margin: squared distance of two learners at which they differ enough, > 0.
 
     Raises:
         ValueError: a number is out of its range, or divergence is asked of groups of different widths.

@@ -24,8 +24,8 @@ class ProxyAnchorLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
-        alpha: a, > 0.
-        margin: b.
+        alpha: sharpness, > 0.
+        margin: cosine from which a pair counts, on both sides of 0.
 
     Raises:
         ValueError: a size or alpha is not positive.

@@ -25,8 +25,8 @@ class ProxyNCALoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: number of training classes; labels are 0 .. num_classes - 1. Filled in from the data.
-        scale: s of the squared distances, > 0; 9 in Proxy-NCA++ ("temperature 1/9").
-        include_positive: whether the own class is in the sum below.
+        scale: factor of the squared distances, > 0; 9 in Proxy-NCA++ ("temperature 1/9").
+        include_positive: count the own class in the sum under the fraction line too.
 
     Raises:
         ValueError: a size or scale is not positive, or there is one class alone and it is not in the sum below.

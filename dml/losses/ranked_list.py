@@ -27,12 +27,12 @@ class RankedListLoss(nn.Module):
     each anchor its gradient and the other members none; here all members get theirs.)
 
     Args:
-        form: cvpr or tpami.
+        form: cvpr: as in the paper of 2019; tpami: as in the authors' code of 2020.
         alpha: distance beyond which negatives are far enough, > 0.
-        margin: between the two bounds, 0 or greater.
+        margin: width between the radius of positives and that of negatives, 0 or greater.
         t_p: sharpness of the positives' weights, 0 or greater.
         t_n: sharpness of the negatives' weights, 0 or greater.
-        balance: share of the negatives, 0 to 1.
+        balance: weight of the negatives; positives have 1 less this, 0 to 1.
 
     Raises:
         ValueError: form is none of the two, alpha is not positive, margin, t_p or t_n is negative, or balance is not

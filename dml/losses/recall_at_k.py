@@ -20,13 +20,13 @@ class RecallAtKLoss(nn.Module):
     the batch. Embeddings are normalised inside.
 
     Args:
-        ks: the k of Recall@k, each 1 or greater; in smaller batches cut at their size.
-        rank_temperature: T1, > 0.
-        k_temperature: T2, > 0.
+        ks: the values of k, each 1 or greater; a k larger than the batch is taken as its size.
+        rank_temperature: T1 in the formula, softness of the ranks, > 0.
+        k_temperature: T2 in the formula, softness of the comparison with k, > 0.
         count_query: leave the anchor in its own list, as the authors' code does, so that every rank is one too large.
         mixup: SiMix, in training only: for every pair of a class one more row a z_i + (1 - a) z_j of that class, a
             drawn from U(0, 1), is anchor and member.
-        seed: of these draws, which depend on it and on the number of the step alone.
+        seed: of these draws, which depend on it and on the step's number alone.
 
     Raises:
         ValueError: there are no ks or one is below 1, or a temperature is not positive.

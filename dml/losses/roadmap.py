@@ -16,14 +16,14 @@ class RoadmapLoss(nn.Module):
     Embeddings are normalised inside.
 
     Args:
-        weight: of the calibration, 0 to 1. The authors' code adds both with weight 1, which is twice the loss of 0.5.
+        weight: of the calibration, from 0 to 1. The authors' code adds both with weight 1: twice the loss of 0.5.
         pos_margin: cosine that positive pairs should reach.
         neg_margin: cosine that negative pairs should not exceed.
-        tau: this and the others as in `sup_ap`.
-        rho: 0 or greater.
-        delta: 0 or greater.
-        offset: None: so that h has no step at delta.
-        start: step of h at 0.
+        tau: this and all that follow are those of `sup_ap`.
+        rho: slope for negatives that are nearer than the positive by more than delta, 0 or greater.
+        delta: difference of cosines from which that slope holds, 0 or greater.
+        offset: value of h just beyond delta; None: chosen so that h has no step there.
+        start: step of h at 0; 0.5, or 0.
         include_self: count the anchor itself as one of its positives, as the authors' code does.
 
     Raises:

@@ -31,13 +31,13 @@ class S2SDLoss(nn.Module):
     itself counts too, as in the authors' code. Embedding and targets are normalised. Holds O(m^2) numbers.
 
     Args:
-        loss: one without weights of its own; the embedding and each target have a copy.
+        loss: any loss without weights of its own; the embedding and each target have a copy.
         groups: widths of the embedding and of the features. Filled in from the embedder.
-        targets: widths of the larger embeddings.
-        temperature: T, > 0.
-        weight: of what the targets teach, 0 or greater.
-        feature_weight: of what the features teach, 0 or greater.
-        feature_step: the first step at which they do.
+        targets: sizes of the larger embeddings.
+        temperature: of the softmax that is compared; the smaller, the sharper, > 0.
+        weight: of learning from the targets, 0 or greater.
+        feature_weight: of learning from the features, 0 or greater.
+        feature_step: the step from which the features teach.
 
     Raises:
         ValueError: a number is out of its range, or there are not two groups.

@@ -18,8 +18,8 @@ class SigmoidPairsLoss(nn.Module):
     anchor itself is left out. Embeddings are normalised inside.
 
     Args:
-        scale: t to begin with, > 0.
-        shift: b to begin with; -10 where few pairs are positive, log(n / m) for m images of n a class.
+        scale: first value of t in the formula, which is learnt, > 0.
+        shift: first value of b, which is learnt; -10 where few pairs are positive; log(n / m) for m images, n a class.
 
     Raises:
         ValueError: scale is not positive.

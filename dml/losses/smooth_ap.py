@@ -19,7 +19,7 @@ class SmoothAPLoss(nn.Module):
     S are the cosines to the anchor, and j runs over the others of the batch. Embeddings are normalised inside.
 
     Args:
-        temperature: T, > 0.
+        temperature: T in the formula; the smaller, the closer to true ranks, > 0.
         include_self: count the anchor itself as one of its positives, as the authors' code does (not their formula).
 
     Raises:

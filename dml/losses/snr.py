@@ -24,11 +24,11 @@ class SNRLoss(nn.Module):
     forms add zero_mean_weight times the mean of |sum of the entries of x_i|.
 
     Args:
-        form: contrastive or triplet.
-        pos_margin: 0 or greater.
-        neg_margin: > 0.
-        margin: of triplets, > 0.
-        zero_mean_weight: 0 or greater.
+        form: contrastive: a loss of pairs; triplet: a loss of triplets.
+        pos_margin: form=contrastive: distance at which a positive is near enough, 0 or greater.
+        neg_margin: form=contrastive: distance at which a negative is far enough, > 0.
+        margin: form=triplet: by how much a negative must be farther, > 0.
+        zero_mean_weight: weight by which the entries of an embedding are pulled to a mean of 0, 0 or greater.
 
     Raises:
         ValueError: form is none of the two, a margin is out of range, or zero_mean_weight is negative.

@@ -28,11 +28,11 @@ class SoftTripleLoss(nn.Module):
     Args:
         embedding_dim: d of the embeddings.
         num_classes: C; labels are 0 .. C - 1. Filled in from the data.
-        centers_per_class: K; 10, or 2 for very many classes.
-        scale: s, > 0.
-        gamma: > 0; the smaller, the more the nearest centre alone counts.
-        margin: 0 or greater.
-        tau: weight of the distances of centres, 0 or greater.
+        centers_per_class: K in the formula; 10, or 2 for very many classes.
+        scale: factor of the logits, > 0.
+        gamma: the smaller, the more the nearest centre alone counts; > 0.
+        margin: taken from the similarity of the own class, 0 or greater.
+        tau: how strongly centres of a class are drawn together, 0 or greater.
 
     Raises:
         ValueError: a size, scale or gamma is not positive, or margin or tau is negative.

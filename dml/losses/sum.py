@@ -14,8 +14,8 @@ class SumLoss(nn.Module):
     logged as train/loss/NAME. It stands inside `memory` where all its losses take anchors.
 
     Args:
-        losses: by names of one's choice.
-        weights: of each of these names a number.
+        losses: the losses, by names that you choose.
+        weights: for each name its weight.
 
     Raises:
         ValueError: there is no loss, names of losses and weights differ, or a name is no word or one of torch's.

@@ -20,10 +20,10 @@ class SupAPLoss(nn.Module):
     normalised inside.
 
     Args:
-        tau: temperature, > 0.
-        rho: slope of negatives that are nearer by more than delta, 0 or greater.
-        delta: 0 or greater.
-        offset: h just beyond delta; None: as at delta, so that h has no step there.
+        tau: temperature of the sigmoid, > 0.
+        rho: slope for negatives that are nearer than the positive by more than delta, 0 or greater.
+        delta: difference of cosines from which that slope holds, 0 or greater.
+        offset: value of h just beyond delta; None: chosen so that h has no step there.
         start: step of h at 0; 0.5, or 0.
         include_self: count the anchor itself as one of its positives, as the authors' code does.
 

@@ -16,7 +16,7 @@ class SupConLoss(nn.Module):
     members. Embeddings are normalised inside; each image is seen once.
 
     Args:
-        temperature: T, > 0.
+        temperature: T in the formula; the smaller, the more the hardest pairs count, > 0.
 
     Raises:
         ValueError: temperature is not positive.

@@ -26,6 +26,10 @@ class TripletLoss(nn.Module):
         whose distance equals the positive's to within rounding may count as farther.
     mining = hard: for every anchor its farthest positive and nearest negative (Hermans et al. 2017, batch hard).
 
+    Args:
+        margin: by how much the squared distance of a negative must be larger, > 0.
+        mining: which triplets of a batch count.
+
     Raises:
         ValueError: margin is not positive, or mining is none of the three.
     """

@@ -20,8 +20,8 @@ class TupletMarginLoss(nn.Module):
     digits.
 
     Args:
-        margin: b, in degrees, 0 or greater.
-        scale: s, > 0.
+        margin: taken from the angle of a positive pair, in degrees, 0 or greater.
+        scale: s in the formula, sharpness, > 0.
 
     Raises:
         ValueError: margin is negative, or scale is not positive.
