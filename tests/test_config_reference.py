@@ -35,4 +35,4 @@ def test_explanations_come_from_the_file_the_docstring_or_another_file(pages):
     assert "square that the network sees; null: what" in pages["transform"]  # conf/transform/paper.yaml
     assert "by how much the squared distance of a negative must be larger" in pages["loss"]  # TripletLoss
     assert "`gradient_clip_val`" in pages["trainer"]  # no file has it
-    assert "| `transform.size` | `null` | a whole number from 1 on or null |" in pages["transform"]
+    assert "| `transform.size` | `null` | a whole number of at least 1 or null |" in pages["transform"]

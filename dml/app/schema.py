@@ -245,7 +245,7 @@ def describe(hint: Any) -> str:
         choices = tuple(choice for one in of if get_origin(one) is Literal for choice in get_args(one))
         of = (*(one for one in of if get_origin(one) is not Literal), *([Literal[choices]] if choices else []))
         texts = list(dict.fromkeys(describe(one) for one in of))
-        plain = [text for text in texts if not text.startswith("a node")] or texts
+        plain = [text for text in texts if not text.startswith("a group with")] or texts
         return " or ".join(sorted(plain, key="null".__eq__))
     if origin is Literal:
         return ("one of " if len(of) > 1 else "") + ", ".join(shown(one) for one in of)
@@ -257,12 +257,18 @@ def describe(hint: Any) -> str:
             return f"a list, each {describe(of[0])}"
         return f"a list of {len(of)}: {', '.join(map(describe, of))}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"keys with values that are {describe(of[1])}"
+        return f"names, each with {describe(of[1])}"
     if isinstance(origin, type) and issubclass(list, origin):
         return f"a list, each {describe(of[0])}"
     if is_dataclass(hint):
         return f"a group of {', '.join(field.name for field in fields(hint))}"
-    return f"a node with the _target_ of a {hint.__name__}" if _is_class(hint) else "anything"
+    if hint is dict:
+        return "a group of keys"
+    return f"a group with the _target_ of {_a(hint.__name__)}" if _is_class(hint) else "anything"
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def _range(rules: Sequence[Any]) -> str:
@@ -274,13 +280,13 @@ def _range(rules: Sequence[Any]) -> str:
             case Gt(bound):
                 said.append(f"greater than {bound}")
             case Ge(bound):
-                said.append(f"from {bound} on")
+                said.append(f"of at least {bound}")
             case Lt(bound):
                 said.append(f"less than {bound}")
             case Le(bound):
                 said.append(f"at most {bound}")
             case MinLen(least):
-                said.append(f"of at least {least}")
+                said.append(f"of {least} or more")
     return " and ".join(said)
 
 

@@ -87,7 +87,7 @@ class Evaluator:
         wanted = list(ks) if isinstance(ks, Sequence | np.ndarray) else []
         possible = all(isinstance(k, Integral) and not isinstance(k, bool) and k >= 1 for k in wanted)
         if {"recall", "precision"} & {*metrics} and not (wanted and possible):
-            raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers from 1 on")
+            raise ValueError(f"evaluator.ks={ks} is not possible: it must be a list of whole numbers of at least 1")
         if backend not in BACKENDS:
             raise ValueError(f"evaluator.backend={backend} is not possible: it must be one of {', '.join(BACKENDS)}")
         if nmi_restarts < 1:

@@ -19,7 +19,7 @@ def _path(text: str) -> Path:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text} is not possible: it must be a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not possible: it must be a whole number of at least 1")
     return int(text)
 
 
