@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 ARGS ?=
-BENCH ?= losses retrieval input training micro_batch scaling peers
+BENCH ?= losses retrieval input training start_up micro_batch scaling peers
 
 .DEFAULT_GOAL := help
 .PHONY: help install train test lint format figure4 bench docs clean

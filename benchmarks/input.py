@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,7 @@ def main() -> None:
         rates = {}
         for workers in (0, most):
             loaders = {name: loader(name, dataset, 32, workers) for name, dataset in sets.items()}
-            rates[workers] = by_turns({name: lambda x=x: rate(x) for name, x in loaders.items()}, options.rounds)
+            rates[workers] = by_turns({name: partial(rate, x) for name, x in loaders.items()}, options.rounds)
             del loaders
         torch.set_num_threads(threads)
         step, default = googlenet_step(options.device), {"cached": None}
@@ -163,7 +164,10 @@ def main() -> None:
         ):
             loaders = {name: loader(name, dataset, size, default.get(name, most)) for name, dataset in sets.items()}
             shares[what] = by_turns(
-                {name: lambda x=x, act=act, n=steps: waiting(islice(x, n), act) for name, x in loaders.items()},
+                {
+                    name: partial(lambda x, act, n: waiting(islice(x, n), act), x, act, steps)
+                    for name, x in loaders.items()
+                },
                 options.rounds,
             )
             del loaders

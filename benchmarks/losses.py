@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ def peers_with_weights(classes: int, dim: int) -> dict[str, Case]:
 
 def with_weights(classes: int, dim: int) -> dict[str, Case]:
     """Losses that own weights of very many classes."""
-    sizes = {"embedding_dim": dim, "num_classes": classes}
+    sizes: dict[str, Any] = {"embedding_dim": dim, "num_classes": classes}
     weights = torch.randn(classes, dim)
     found: dict[str, Case] = {
         "product": lambda x, y: x.sum() * 0 + once(x, weights, torch.mm),

@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--one", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(*measure(*options.one, options))
+        batch, size = options.one
+        print(*measure(batch, size, options))
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"\n| {options.network}, {options.precision} | images/s | extra MB |\n|---|---:|---:|", flush=True)

@@ -36,6 +36,7 @@ def _process(rank: int, port: int, efficient: bool) -> None:
         getattr(losses, name)()(x @ alone, labels).backward()
         loss = DistributedLossWrapper(getattr(losses, name)(), efficient=efficient)
         loss(x[mine] @ shared, labels[mine]).backward()
+        assert shared.grad is not None and alone.grad is not None
         gradient = shared.grad.clone()
         dist.all_reduce(gradient)
         difference = ((gradient / 2 - alone.grad).norm() / alone.grad.norm()).item()
