@@ -28,19 +28,19 @@ def tell(source: Source, validation: Records | None, *, tested_only: bool = Fals
     for note in source.notes:
         log.warning(printable(note))
     if source.leak:
-        log.warning(printable(f"{source.name}: {source.leak}. No number measured here is one of unseen classes"))
+        log.warning(printable(f"{source.name}: {source.leak}. So no score of this run is a score on unseen classes"))
 
 
 def describe(records: Records) -> str:
-    """A part in a line: images, classes, the smallest and the largest class, where from, and what was left out."""
+    """Images in a line: how many, of how many classes, how many for each, where from, how many were left out."""
     return ", ".join(_said(records))
 
 
 def _said(records: Records) -> Iterator[str]:
     sizes = records.sizes
     smallest, largest = sizes["smallest_class"], sizes["largest_class"]
-    yield f"{counted(sizes['images'], 'image')} of {counted(sizes['classes'], 'class')}"
-    yield f"{smallest:,} in the smallest and {largest:,} in the largest"
+    each = f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}"
+    yield f"{counted(sizes['images'], 'image')} of {counted(sizes['classes'], 'class')} ({each} for each class)"
     yield "in memory" if isinstance(records.images, np.ndarray) else f"from {_common_folder(records)}"
     if records.left_out:
         yield f"{records.left_out:,} left out (they cannot be decoded)"

@@ -128,8 +128,13 @@ def _with_weights(name: str, path: str, state: State, place: str, options: dict[
         mean, std = backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]
         where = f" ({place})" if place else ""
         beside = f"; {said[0]}" if said[0] else ""
-        _log.info(f"Weights of {name} from {path}{where}{beside}; images are scaled by mean {mean} and std {std}")
+        scaled = f"images are scaled by mean {_short(mean)} and std {_short(std)}"
+        _log.info(f"Weights of {name} from {path}{where}{beside}; {scaled}")
     return backbone
+
+
+def _short(numbers: tuple[float, ...]) -> str:
+    return f"({', '.join(f'{number:.4g}' for number in numbers)})"
 
 
 def check_backbone(name: str, pretrained: bool, checkpoint_path: str | None) -> None:

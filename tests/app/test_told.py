@@ -22,12 +22,12 @@ def paths(tmp_path, *classes):
 
 def test_a_part_in_a_line(tmp_path):
     records = paths(tmp_path, ("a", 2), ("b", 1200), ("c", 7))
-    said = "1,209 images of 3 classes, 2 in the smallest and 1,200 in the largest, from "
+    said = "1,209 images of 3 classes (2 to 1,200 for each class), from "
     assert describe(records) == f"{said}{tmp_path / 'some'}"
     assert describe(replace(records, left_out=3)).endswith("some, 3 left out (they cannot be decoded)")
     alone = paths(tmp_path, ("a", 1))
-    assert describe(alone).startswith("1 image of 1 class, 1 in the smallest") and describe(alone).endswith("some/a")
-    assert describe(make_records([2, 3])) == "5 images of 2 classes, 2 in the smallest and 3 in the largest, in memory"
+    assert describe(alone).startswith("1 image of 1 class (1 for each class)") and describe(alone).endswith("some/a")
+    assert describe(make_records([2, 3])) == "5 images of 2 classes (2 to 3 for each class), in memory"
     relative = Records([Path("x/a/1.png"), Path("x/b/1.png")], np.arange(2), ("a", "b"))
     assert describe(relative).endswith(f"from {Path.cwd() / 'x'}")
     # A class that a part has no image of is none of its classes.
@@ -43,9 +43,9 @@ def test_every_part_is_told(tmp_path, caplog, tested_only):
     said = [record.getMessage() for record in caplog.records]
     parts = [line.partition(":")[0] for line in said]
     expected = ["test", "gallery"] if tested_only else ["training", "validation", "test", "gallery"]
-    assert parts[: len(expected)] == expected and all("2 images of 1 class," in line for line in said[: len(expected)])
+    assert parts[: len(expected)] == expected and all("(2 for each class)" in line for line in said[: len(expected)])
     assert said[len(expected) :] == [
-        "Passed over in odd: 2 .txt", "a note", "odd: a leak. No number measured here is one of unseen classes"
+        "Passed over in odd: 2 .txt", "a note", "odd: a leak. So no score of this run is a score on unseen classes"
     ]  # fmt: skip
     assert all(line.isprintable() for line in said)
 
