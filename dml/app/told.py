@@ -22,13 +22,17 @@ def tell(source: Source, validation: Records | None, *, tested_only: bool = Fals
         if not (tested_only and name in ("train", "validation")):
             log.info(printable(f"{'training' if name == 'train' else name}: {describe(records)}"))
     if source.passed_over:
-        kinds = sorted(source.passed_over.items(), key=lambda item: -item[1])
-        counts = ", ".join(f"{count} {kind}" for kind, count in kinds)
-        log.info(printable(f"Passed over in {source.name}: {counts}"))
+        log.info(passed_over(source))
     for note in source.notes:
         log.warning(printable(note))
     if source.leak:
         log.warning(printable(f"{source.name}: {source.leak}. So no score of this run is a score on unseen classes"))
+
+
+def passed_over(source: Source) -> str:
+    """What was not read of a source that says so."""
+    kinds = sorted(source.passed_over.items(), key=lambda item: -item[1])
+    return printable(f"Passed over in {source.name}: {', '.join(f'{count} {kind}' for kind, count in kinds)}")
 
 
 def describe(records: Records) -> str:

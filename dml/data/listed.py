@@ -22,6 +22,7 @@ _WORDS = {
     "gallery": ("gallery",),
 }
 _SPLIT = {word: split for split, words in _WORDS.items() for word in words}
+NO_LABEL = "unlabelled"  # the class of images of which none is known
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no", "none")
 
 
@@ -153,11 +154,13 @@ def _box(row: Row, key: str) -> list[float]:
 def unpacked(images: Iterable[bytes | None], folder: Path, key: str) -> list[Path]:
     """Write the files of images into a folder, unless it is there, and return them in their order.
 
-    The folder is there whole or not at all; other processes wait.
+    The folder is there whole or not at all; other processes wait. The paths are absolute: who keeps them may be read
+    from another folder than this.
 
     Raises:
         ValueError: an image is missing.
     """
+    folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".lock").open("w") as file:
         lock(file)

@@ -6,9 +6,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dml.printable import printable, tolerant_output
 
+_IMAGES = "files, folders, lists (.txt, or - for stdin: a path a line); a table; or data=NAME data.KEY=VALUE"
+_PARTS = ("train", "validation", "test", "gallery")
+_PART = f"of data or a table: {', '.join(_PARTS)}; all by default, can be given again"
 _TRUST = "also make parts of other packages that the checkpoint names; they can run any code"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -34,10 +38,9 @@ def _model_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("run", metavar="RUN", type=_path, help="folder of a finished run, or a checkpoint")
-    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, tables of paths, - for stdin")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help=_IMAGES)
     parser.add_argument("--out", type=_path, default=Path("embeddings.npz"), help="%(default)s; or NAME.parquet")
-    parser.add_argument("--column", help="of a table: its paths; path by default, or the only one")
-    parser.add_argument("--root", type=_path, help="what relative paths in a table are below; its folder by default")
+    parser.add_argument("--part", metavar="PART", action="append", choices=_PARTS, default=[], help=_PART)
     parser.add_argument("--batch-size", type=_positive, default=64, help="%(default)s images")
     parser.add_argument("--workers", type=_whole, help="processes that decode; the cores by default, 8 at most")
     parser.add_argument(
@@ -49,24 +52,25 @@ def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     _model_options(parser)
 
     def run(given: argparse.Namespace) -> None:
+        from dml.use.data import named_images
         from dml.use.embed import embed, share_of_environment
         from dml.use.embeddings import ENDINGS
-        from dml.use.images import find_images
         from dml.use.trained import load
 
         if given.out.suffix not in ENDINGS:
             raise ValueError(f"--out {given.out} is not possible: its name must end in {' or '.join(ENDINGS)}")
-        images = find_images(given.images, given.column, given.root)
+        find = named_images(given.images, given.part)
         share = share_of_environment()
         model = load(given.run, trust=given.trust).to(_device(given.device, share.local_rank))
+        images = find(model)
         embed(
             model,
             images,
             given.out,
             batch_size=given.batch_size,
             workers=given.workers,
-            skip=given.skip_broken,
-            max_bad=given.max_bad,
+            skip=given.skip_broken or images.max_bad is not None,
+            max_bad=given.max_bad if given.skip_broken or images.max_bad is None else images.max_bad,
             share=share,
         )
 
@@ -107,25 +111,25 @@ def _add_index(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 
 def _add_search(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("index", metavar="INDEX", type=_path, help="folder of `dml index`")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="query images: files, folders, tables, -")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help=f"queries: {_IMAGES}")
     parser.add_argument("-k", type=_positive, default=10, help="nearest images of each; %(default)s")
     parser.add_argument("--model", metavar="RUN", type=_path, help="the run, if it is not where it was any more")
     parser.add_argument("--out", type=_path, default=Path("search.png"), help="the picture; %(default)s")
     _model_options(parser)
 
     def run(given: argparse.Namespace) -> None:
-        from dml.use.images import find_images
+        from dml.use.data import named_images
         from dml.use.index import Index
         from dml.use.search import search
         from dml.use.trained import load
 
         index = Index(given.index)
-        images = find_images(given.images)
+        find = named_images(given.images)
         path = given.model or Path(index.about.checkpoint)
         if not path.exists():
             raise ValueError(f"the model of {given.index} is not at {path} any more: --model RUN says where it is")
         model = load(path, trust=given.trust).to(_device(given.device))
-        search(index, model, images, given.k, given.out)
+        search(index, model, find(model), given.k, given.out)
 
     return run
 
@@ -147,7 +151,7 @@ def _add_export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
         formats = FORMATS if given.only is None else tuple(given.only.split(","))
         if unknown := [name for name in formats if name not in FORMATS]:
             raise ValueError(f"--only {unknown[0]} is not possible: there is {', '.join(FORMATS)}")
-        data = dict(_of_data(one) for one in given.data)
+        data = _of_data(given.data)
         print(table(export(load(given.run, trust=given.trust), formats, given.out, data)))
         print(f"Files: {given.out}")
         if "safetensors" in formats:
@@ -176,7 +180,7 @@ def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
         if not (given.push and (given.out / "README.md").is_file()):
             if not (given.run / "metrics.json").is_file():
                 raise ValueError(f"{given.run} is no folder of a finished run (it has no metrics.json)")
-            data = dict(_of_data(one) for one in given.data)
+            data = _of_data(given.data)
             model = load(given.run, trust=given.trust)
             publish(model, given.run, given.seeds, given.out, data, Publication(given.name, given.license))
             print(f"Written: {given.out}; README.md is the model card, and retrieval.png shows images")
@@ -186,11 +190,10 @@ def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     return run
 
 
-def _of_data(setting: str) -> tuple[str, str]:
-    key, equals, value = setting.partition("=")
-    if not equals or not key.startswith("data."):
-        raise ValueError(f"{setting} is no setting of the data: data.root=DIR says where the images are")
-    return key.removeprefix("data."), value
+def _of_data(given: list[str]) -> dict[str, Any]:
+    from dml.use.data import settings_of
+
+    return {key.removeprefix("data."): value for key, value in settings_of(given).items()}
 
 
 _COMMANDS = {
@@ -223,7 +226,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, (doing, add) in _COMMANDS.items():
         command = commands.add_parser(name, help=doing, description=f"{doing[0].upper()}{doing[1:]}.")
         command.set_defaults(run_command=add(command))
-    given = parser.parse_args(arguments)
+    given, more = parser.parse_known_args(arguments)
+    # What stands behind an option, which argparse would not add to the list before it.
+    several = getattr(given, "images", getattr(given, "data", None))
+    if more and (several is None or any(one.startswith("-") and one != "-" for one in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if several is not None:
+        several += more
     try:
         given.run_command(given)
     except KeyboardInterrupt:

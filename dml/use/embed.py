@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,12 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dml.data.broken import why_broken
-from dml.data.cache import COLUMNS, as_it_is, fingerprint
+from dml.data.cache import COLUMNS, Entry, as_it_is, fingerprint
 from dml.data.decode import Decode
 from dml.engine.datamodule import cores
 from dml.locks import lock
 from dml.printable import printable
 from dml.use.embeddings import About, Embeddings, write_embeddings
+from dml.use.images import Images
 from dml.use.trained import Trained
 from dml.whole_file import whole_file, write_whole
 from dml.words import counted
@@ -61,22 +61,22 @@ def share_of_environment() -> Share:
 class _Items(Dataset[tuple[Tensor | None, str]]):
     """Pixels of an image, or None and why it cannot be decoded."""
 
-    def __init__(self, images: Sequence[Path], model: Trained) -> None:
-        self.images, self.transforms = images, model.transforms
+    def __init__(self, entries: Sequence[Entry], model: Trained) -> None:
+        self.entries, self.transforms = entries, model.transforms
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.entries)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, str]:
         try:
-            return self.transforms.test(self.transforms.decode(self.images[index], None)), ""
+            return self.transforms.test(self.transforms.decode(*self.entries[index])), ""
         except ValueError as error:
             return None, why_broken(error)
 
 
 def embed(
     model: Trained,
-    images: Sequence[Path],
+    images: Images,
     out: Path,
     *,
     batch_size: int = 64,
@@ -89,7 +89,7 @@ def embed(
 
     Args:
         model: on the device that is to do the work.
-        images: N paths.
+        images: N.
         out: .npz or .parquet.
         batch_size: images a batch.
         workers: processes that decode; None: the cores of this machine, shared by its processes.
@@ -105,15 +105,16 @@ def embed(
         OSError: a file cannot be written.
     """
     share = share or share_of_environment()
-    blocks = _blocks(model, images, _BATCHES * batch_size)
-    source = hashlib.sha256("".join(key for key, _ in blocks).encode()).hexdigest()[:16]
+    entries = images.entries
+    blocks = _blocks(model, entries, _BATCHES * batch_size)
+    digest = hashlib.sha256("".join(key for key, _ in blocks).encode())
+    for name, column in images.known.items():
+        digest.update(f"{name} {column.dtype}".encode() + column.tobytes())
+    source = digest.hexdigest()[:16]
     if out.exists():
         _same(out, model, source)
         print(f"Embedded already: {out}")
         return out
-    if model.config["transform"].get("crop_to_box") and share.rank == 0:
-        told = "the model was trained on images cut to their boxes (transform.crop_to_box): these are embedded whole"
-        print(told, file=sys.stderr)
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True, exist_ok=True)
     mine = [block for block in blocks[share.rank :: share.processes] if not _file(folder, block).is_file()]
@@ -123,7 +124,7 @@ def embed(
     if workers is None:
         workers = min(8, cores() // share.local_processes)
     begun = time.perf_counter()
-    embedded = _embed_blocks(model, images, mine, folder, batch_size, workers, max_bad if skip else None, share)
+    embedded = _embed_blocks(model, entries, mine, folder, batch_size, workers, max_bad if skip else None, share)
     seconds = time.perf_counter() - begun
     if embedded:
         print(f"Embedded {counted(embedded, 'image')} in {seconds:.1f} s ({embedded / seconds:.0f} a second)")
@@ -141,11 +142,11 @@ def embed(
 Block = tuple[str, range]  # fingerprint, indices of its images
 
 
-def _blocks(model: Trained, images: Sequence[Path], size: int) -> list[Block]:
+def _blocks(model: Trained, entries: Sequence[Entry], size: int) -> list[Block]:
     blocks = []
-    for start in range(0, len(images), size):
-        where = range(start, min(start + size, len(images)))
-        contents = fingerprint([(images[i], None) for i in where], Decode())
+    for start in range(0, len(entries), size):
+        where = range(start, min(start + size, len(entries)))
+        contents = fingerprint(entries[where.start : where.stop], Decode())
         blocks.append((hashlib.sha256(f"{model.fingerprint}{size}{contents}".encode()).hexdigest()[:16], where))
     return blocks
 
@@ -157,12 +158,14 @@ def _file(folder: Path, block: Block) -> Path:
 def _same(out: Path, model: Trained, source: str) -> None:
     about = Embeddings(out).about
     if (about.model, about.source) != (model.fingerprint, source):
-        raise ValueError(f"{out} is there already, of another model, other images or another batch size: give --out")
+        raise ValueError(
+            f"{out} is there already, of another model, other images or labels, or another batch size: give --out"
+        )
 
 
 def _embed_blocks(
     model: Trained,
-    images: Sequence[Path],
+    entries: Sequence[Entry],
     blocks: Sequence[Block],
     folder: Path,
     batch_size: int,
@@ -175,7 +178,7 @@ def _embed_blocks(
         list(where[start : start + batch_size]) for _, where in blocks for start in range(0, len(where), batch_size)
     ]
     loader = DataLoader(
-        _Items(images, model),
+        _Items(entries, model),
         batch_sampler=batches,
         num_workers=min(workers, len(batches)),
         collate_fn=as_it_is,
@@ -191,7 +194,7 @@ def _embed_blocks(
             for start in range(block[1].start, block[1].stop, batch_size):
                 items = next(batch)
                 reasons |= {start + i: reason for i, (_, reason) in enumerate(items) if reason}
-                _refuse_broken(images, bad | reasons, max_bad)
+                _refuse_broken(entries, bad | reasons, max_bad)
                 if whole := [pixels for pixels, _ in items if pixels is not None]:
                     found.append(model(torch.stack(whole)).numpy(force=True))
                 bar.advance(task, len(items))
@@ -205,10 +208,10 @@ def _embed_blocks(
     return done
 
 
-def _refuse_broken(images: Sequence[Path], bad: dict[int, str], max_bad: int | None) -> None:
+def _refuse_broken(entries: Sequence[Entry], bad: dict[int, str], max_bad: int | None) -> None:
     if len(bad) <= (max_bad or 0):
         return
-    first = "; ".join(f"{images[i]}: {reason}" for i, reason in list(bad.items())[:3])
+    first = "; ".join(f"{entries[i][0]}: {reason}" for i, reason in list(bad.items())[:3])
     if max_bad is None:
         raise ValueError(
             f"the image {printable(first)}. Mend or remove it, or leave it out by --skip-broken; what was embedded is "
@@ -222,21 +225,21 @@ def _refuse_broken(images: Sequence[Path], bad: dict[int, str], max_bad: int | N
 
 def _put_together(
     model: Trained,
-    images: Sequence[Path],
+    images: Images,
     blocks: Sequence[Block],
     folder: Path,
     out: Path,
     source: str,
     max_bad: int | None,
 ) -> None:
-    bad = dict[int, str]()
+    entries, bad = images.entries, dict[int, str]()
     for block in blocks:
         with np.load(_file(folder, block)) as file:
             bad |= {int(index): reason for index, reason in json.loads(file["broken"].item()).items()}
-    _refuse_broken(images, bad, max_bad)
-    kept = [image for i, image in enumerate(images) if i not in bad]
+    _refuse_broken(entries, bad, max_bad)
+    kept = [i for i in range(len(entries)) if i not in bad]
     if not kept:
-        raise ValueError(f"none of {counted(len(images), 'image')} can be decoded")
+        raise ValueError(f"none of {counted(len(entries), 'image')} can be decoded")
 
     def parts() -> Iterator[np.ndarray]:
         for block in blocks:
@@ -246,8 +249,9 @@ def _put_together(
     about = About(model.fingerprint, str(model.path.resolve()), model.dim, model.normalized, len(kept), source)
     if bad:
         listed = out.with_name(f"{out.stem}.bad_images.txt")
-        lines = [f"{printable(str(images[i]))}\t{printable(reason)}\n" for i, reason in bad.items()]
+        lines = [f"{printable(str(entries[i][0]))}\t{printable(reason)}\n" for i, reason in bad.items()]
         write_whole(listed, "".join(lines).encode())
         print(f"{counted(len(bad), 'image')} cannot be decoded and left out: {listed}")
-    write_embeddings(out, about, kept, parts())
+    known = {name: column[kept] for name, column in images.known.items()}
+    write_embeddings(out, about, [entries[i][0] for i in kept], parts(), known)
     print(f"{counted(len(kept), 'embedding')} of {model.dim} dimensions: {out}")

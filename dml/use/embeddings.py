@@ -1,14 +1,14 @@
 """Files of embeddings: paths [N] and embeddings [N, D] as .npz or .parquet, written and read in blocks.
 
-A .npz holds `embeddings` (float32, not compressed), `paths` and `about`; a .parquet the columns `path` and `embedding`,
-and `about` in its metadata. `about` is JSON, the fields of `About`.
+A .npz holds `embeddings` (float32, not compressed), `paths`, `about`, and what is known of the images (COLUMNS); a
+.parquet the columns `path`, `embedding` and these, and `about` in its metadata. `about` is JSON, the fields of `About`.
 """
 
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from dml.whole_file import whole_file
 
 _BLOCK_ELEMENTS = 1 << 22  # numbers that are read at a time: 16 MB
 ENDINGS = (".npz", ".parquet")
+# What may be known of images, by its name in .npz -> in .parquet: words [N], and boxes [N, 4] (NaN: none) that they are
+# cut to.
+COLUMNS = {"labels": "label", "parts": "part", "groups": "group", "boxes": "box"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class About:
         dimension: D.
         normalized: whether they have length 1.
         images: N.
-        source: fingerprint of the images (paths, sizes, times) that were to be embedded.
+        source: fingerprint of the images (paths, sizes, times, boxes, columns) that were to be embedded.
     """
 
     model: str
@@ -60,7 +63,13 @@ class About:
         return json.dumps(asdict(self))
 
 
-def write_embeddings(path: Path, about: About, paths: Sequence[Path], blocks: Iterable[np.ndarray]) -> None:
+def write_embeddings(
+    path: Path,
+    about: About,
+    paths: Sequence[Path],
+    blocks: Iterable[np.ndarray],
+    columns: Mapping[str, np.ndarray] = {},
+) -> None:
     """Write a file that is there whole or not at all.
 
     Args:
@@ -68,13 +77,14 @@ def write_embeddings(path: Path, about: About, paths: Sequence[Path], blocks: It
         about: of them.
         paths: N.
         blocks: float32 [n, D], N rows together.
+        columns: some of COLUMNS, [N] or [N, 4].
 
     Raises:
         ValueError: parquet needs a package that is not there.
         OSError: it cannot be written.
     """
     if path.suffix == ".parquet":
-        _write_parquet(path, about, paths, blocks)
+        _write_parquet(path, about, paths, blocks, columns)
         return
     with whole_file(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as entry:
@@ -83,32 +93,45 @@ def write_embeddings(path: Path, about: About, paths: Sequence[Path], blocks: It
             for block in blocks:
                 entry.write(np.ascontiguousarray(block, dtype="<f4").data)
         longest = max((len(str(one)) for one in paths), default=1)
-        compressed = zipfile.ZipInfo("paths.npy")
+        header = {"descr": f"<U{longest}", "fortran_order": False, "shape": (about.images,)}
+        compressed = zipfile.ZipInfo("paths.npy")  # without the time: equal files are equal
         compressed.compress_type = zipfile.ZIP_DEFLATED  # four bytes a character, three of them zero
         with archive.open(compressed, "w", force_zip64=True) as entry:
-            header = {"descr": f"<U{longest}", "fortran_order": False, "shape": (about.images,)}
             np.lib.format.write_array_header_1_0(entry, header)
             for start in range(0, len(paths), 4096):
                 part = np.array([str(one) for one in paths[start : start + 4096]], dtype=f"<U{longest}")
                 entry.write(part.tobytes())
-        buffer = io.BytesIO()
-        np.save(buffer, np.array(about.text()))
-        archive.writestr(zipfile.ZipInfo("about.npy"), buffer.getvalue())  # without the time: equal files are equal
+        for name, values in {**columns, "about": np.array(about.text())}.items():
+            buffer = io.BytesIO()
+            np.save(buffer, values, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 
-def _write_parquet(path: Path, about: About, paths: Sequence[Path], blocks: Iterable[np.ndarray]) -> None:
+def _write_parquet(
+    path: Path, about: About, paths: Sequence[Path], blocks: Iterable[np.ndarray], columns: Mapping[str, np.ndarray]
+) -> None:
     pa, parquet = (optional(f"pyarrow{module}", "parquet", f"{path}") for module in ("", ".parquet"))
-    schema = pa.schema({"path": pa.string(), "embedding": pa.list_(pa.float32(), about.dimension)})
+    kinds = {name: pa.list_(pa.float64(), 4) if name == "boxes" else pa.string() for name in columns}
+    fields = {"path": pa.string(), "embedding": pa.list_(pa.float32(), about.dimension)}
+    schema = pa.schema({**fields, **{COLUMNS[name]: kind for name, kind in kinds.items()}})
+
+    def text(values: Iterable[Any]) -> Any:
+        """Parquet's is UTF-8: of a name that is not, its bytes are written as \\xNN."""
+        return pa.array([os.fsencode(one).decode(errors="backslashreplace") for one in values], pa.string())
+
     done = 0
     with (
         whole_file(path) as file,
         parquet.ParquetWriter(file, schema.with_metadata({"dml": about.text()})) as writer,
     ):
         for block in blocks:
-            # Parquet's text is UTF-8: of a name that is not, its bytes are written as \\xNN.
-            names = [os.fsencode(one).decode(errors="backslashreplace") for one in paths[done : done + len(block)]]
+            here = slice(done, done + len(block))
             values = pa.FixedSizeListArray.from_arrays(pa.array(block.astype(np.float32).ravel()), about.dimension)
-            writer.write_table(pa.table([pa.array(names, pa.string()), values], schema=schema))
+            more = [
+                pa.array(column[here].tolist(), kinds[name]) if name == "boxes" else text(column[here].tolist())
+                for name, column in columns.items()
+            ]
+            writer.write_table(pa.table([text(paths[here]), values, *more], schema=schema))
             done += len(block)
 
 
@@ -166,7 +189,19 @@ class Embeddings:
     def paths(self) -> list[str]:
         """Of the images [N]."""
         if self.path.suffix == ".parquet":
-            parquet = optional("pyarrow.parquet", "parquet", f"{self.path}")
-            return parquet.read_table(self.path, columns=["path"]).column(0).to_pylist()
+            return self._column("path")
         with np.load(self.path, allow_pickle=False) as file:
             return file["paths"].tolist()
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What is known of the images beside: of COLUMNS, those that the file has."""
+        if self.path.suffix == ".parquet":
+            parquet = optional("pyarrow.parquet", "parquet", f"{self.path}")
+            there = parquet.read_schema(self.path).names
+            return {name: np.array(self._column(one)) for name, one in COLUMNS.items() if one in there}
+        with np.load(self.path, allow_pickle=False) as file:
+            return {name: file[name] for name in COLUMNS if name in file}
+
+    def _column(self, name: str) -> list[Any]:
+        parquet = optional("pyarrow.parquet", "parquet", f"{self.path}")
+        return parquet.read_table(self.path, columns=[name]).column(0).to_pylist()

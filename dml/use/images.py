@@ -1,28 +1,52 @@
-"""What a user names on the command line -> paths of images: files, folders, tables of paths, standard input."""
+"""What a user names on the command line -> images: files, folders, lists of paths, standard input."""
 
-import csv
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+
+from dml.data.decode import Box
 from dml.data.tree import readable, said
 from dml.printable import printable
-from dml.use.missing import optional
-
-_TABLES = (".csv", ".tsv", ".txt", ".parquet")
 
 
-def find_images(given: Sequence[str], column: str | None = None, root: Path | None = None) -> list[Path]:
+class Images(NamedTuple):
+    """Images to embed.
+
+    Attributes:
+        entries: N images, each with the box that it is cut to, or None.
+        columns: what is known of them: labels, parts, groups, [N] words each.
+        max_bad: how many that cannot be decoded may be left out, as the data itself says; None: it says nothing.
+    """
+
+    entries: Sequence[tuple[Path, Box | None]]
+    columns: Mapping[str, np.ndarray] = {}
+    max_bad: int | None = None
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> "Images":
+        """Whole images of which nothing else is known."""
+        return cls([(path, None) for path in paths])
+
+    @property
+    def known(self) -> dict[str, np.ndarray]:
+        """The columns of a file of embeddings: `columns`, and boxes [N, 4] if an image is cut to one (NaN: to none)."""
+        boxes = [box for _, box in self.entries]
+        if not any(boxes):
+            return dict(self.columns)
+        return {**self.columns, "boxes": np.array([box or (np.nan,) * 4 for box in boxes])}
+
+
+def find_images(given: Sequence[str]) -> list[Path]:
     """All images that are named, in the order of the names, each once.
 
     Args:
-        given: files; folders, of which all images at any depth are taken, sorted; tables (.csv, .tsv, .parquet with a
-            column of paths, .txt with a path a line); - for standard input, a path a line.
-        column: of the tables; None: `path`, or the only one.
-        root: what relative paths of tables and of standard input are below; None: the table's folder, of standard input
-            the current one.
+        given: files; folders, of which all images at any depth are taken, sorted; lists (.txt, a path a line, below
+            the list's folder unless absolute); - for standard input, a path a line.
 
     Raises:
         ValueError: one is not there, or holds no image; names it.
@@ -32,14 +56,13 @@ def find_images(given: Sequence[str], column: str | None = None, root: Path | No
         path = Path(name).expanduser()
         some: Iterable[Path]
         if name == "-":
-            lines = (line.rstrip("\r\n") for line in sys.stdin)
-            some = _below(root or Path(), filter(None, lines))
+            some = _below(Path(), (line.rstrip("\r\n") for line in sys.stdin))
         elif path.is_dir():
             some = _in_folder(path)
         elif not path.is_file():
             raise ValueError(f"{path} does not exist")
-        elif path.suffix.lower() in _TABLES:
-            some = _below(root or path.parent, _in_table(path, column))
+        elif path.suffix.lower() == ".txt":
+            some = _below(path.parent, path.read_text(encoding="utf-8", errors="surrogateescape").splitlines())
         else:
             some = [path]
         before = len(found)
@@ -52,7 +75,7 @@ def find_images(given: Sequence[str], column: str | None = None, root: Path | No
 
 
 def _below(root: Path, names: Iterable[str]) -> Iterator[Path]:
-    return (root / Path(name).expanduser() for name in names)
+    return (root / Path(name).expanduser() for name in names if name)
 
 
 def _in_folder(folder: Path) -> list[Path]:
@@ -75,26 +98,3 @@ def _in_folder(folder: Path) -> list[Path]:
     if passed_over:
         print(printable(f"{folder}: passed over {said(passed_over)}"), file=sys.stderr)
     return sorted(images)
-
-
-def _in_table(path: Path, column: str | None) -> list[str]:
-    try:
-        if path.suffix.lower() == ".txt":
-            return list(filter(None, path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()))
-        if path.suffix.lower() == ".parquet":
-            parquet = optional("pyarrow.parquet", "parquet", str(path))
-            names = parquet.read_schema(path).names
-            return parquet.read_table(path, columns=[_column(path, names, column)]).column(0).to_pylist()
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            chosen = _column(path, list(rows.fieldnames or ()), column)
-            return [row[chosen] for row in rows if row[chosen]]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _column(path: Path, names: list[str], column: str | None) -> str:
-    chosen = column or (names[0] if len(names) == 1 else "path")
-    if chosen not in names:
-        raise ValueError(f"{path} has no column {chosen}: --column takes another of {', '.join(names) or 'none'}")
-    return chosen

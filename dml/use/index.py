@@ -16,8 +16,9 @@ import faiss
 import numpy as np
 import torch
 
+from dml.data.decode import Box
 from dml.retrieval.tiles import squared_distances
-from dml.use.embeddings import About, Embeddings
+from dml.use.embeddings import COLUMNS, About, Embeddings
 from dml.use.stores import faiss_store, qdrant_store
 from dml.whole_file import whole_folder, write_whole
 from dml.words import counted
@@ -61,6 +62,8 @@ def build_index(embeddings: Embeddings, out: Path, store: str, **settings: Any) 
     with whole_folder(out) as folder:
         paths = embeddings.paths()
         np.save(folder / "paths.npy", np.array([os.fsencode(path) for path in paths]))
+        for name, column in embeddings.columns().items():
+            np.save(folder / f"{name}.npy", column)
         with STORES[store].build(embeddings, folder, **settings) as (kept, find):
             quality = measure(embeddings, find)
             content = {"about": asdict(embeddings.about), "store": store, **kept, "quality": quality._asdict()}
@@ -124,6 +127,7 @@ class Index:
 
     Attributes:
         about: of the embeddings in it.
+        columns: what is known of their images, [N] or [N, 4] by name (embeddings.COLUMNS).
 
     Raises:
         ValueError: it is no index, or its store cannot be reached.
@@ -135,16 +139,31 @@ class Index:
             self.content = json.loads((path / "index.json").read_text())
             self.about = About.read(json.dumps(self.content["about"]), str(path))
             self._paths = np.load(path / "paths.npy", mmap_mode="r", allow_pickle=False)
+            self.columns = {
+                name: np.load(file, mmap_mode="r", allow_pickle=False)
+                for name in COLUMNS
+                if (file := path / f"{name}.npy").is_file()
+            }
             store = STORES[self.content["store"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no index that `dml index` made: {error}") from error
-        if len(self._paths) != self.about.images:
-            raise ValueError(f"{path} is damaged: it has {len(self._paths)} of {self.about.images} paths")
+        for name, column in {"paths": self._paths, **self.columns}.items():
+            if len(column) != self.about.images:
+                raise ValueError(f"{path} is damaged: it has {len(column)} of {self.about.images} {name}")
         self.find: Find = store.open_store(path, self.content, self.about)
 
     def paths(self, rows: Sequence[int]) -> list[Path]:
         """Of some rows."""
         return [Path(os.fsdecode(self._paths[row])) for row in rows]
+
+    def labels(self, rows: Sequence[int]) -> list[str]:
+        """Of some rows; empty where there are none."""
+        return [str(self.columns["labels"][row]) if "labels" in self.columns else "" for row in rows]
+
+    def boxes(self, rows: Sequence[int]) -> list[Box | None]:
+        """What some rows were cut to."""
+        found = [self.columns["boxes"][row].tolist() if "boxes" in self.columns else [np.nan] for row in rows]
+        return [None if np.isnan(box).any() else tuple(box) for box in found]
 
     def said(self) -> str:
         """What it is, in words."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dml.app.checks import check_config
 from dml.app.make import make
 from dml.app.paths import checkpoint_in
 from dml.app.settings import Model
+from dml.data.decode import Box
 from dml.engine.module import MetricLearner
 from dml.models.lora import merge_lora
 from dml.retrieval.evaluator import normalized
@@ -69,13 +71,15 @@ class Trained:
         self.learner.to(self.device)
         return self
 
-    def read(self, image: ImageLike) -> Tensor:
+    def read(self, image: ImageLike, box: Box | None = None) -> Tensor:
         """The pixels of an image as a test of the run reads them: uint8 [3, H, W] or, of ten crops, [10, 3, H, W].
+
+        box: what it is cut to first.
 
         Raises:
             ValueError: it cannot be read; names it.
         """
-        pixels = self.transforms.decode(Path(image) if isinstance(image, str) else image, None)
+        pixels = self.transforms.decode(Path(image) if isinstance(image, str) else image, box)
         return self.transforms.test(pixels)
 
     @torch.inference_mode()
@@ -84,15 +88,17 @@ class Trained:
         embeddings = self.learner(images.to(self.device, non_blocking=True)).float()
         return normalized(embeddings) if self.normalized else embeddings
 
-    def embed(self, images: Iterable[ImageLike], batch_size: int = 64) -> Tensor:
-        """Embeddings [N, D], on the CPU, of files or of arrays uint8 [h, w, 3] or [h, w].
+    def embed(
+        self, images: Iterable[ImageLike], batch_size: int = 64, boxes: Iterable[Box | None] | None = None
+    ) -> Tensor:
+        """Embeddings [N, D], on the CPU, of files or arrays uint8 [h, w, 3] or [h, w], cut to boxes if these are given.
 
         Raises:
             ValueError: an image cannot be read; names it.
         """
         found, batch = [torch.empty(0, self.dim)], []
-        for image in images:
-            batch.append(self.read(image))
+        for image, box in zip(images, boxes or repeat(None)):  # noqa: B905  # endless
+            batch.append(self.read(image, box))
             if len(batch) == batch_size:
                 found.append(self(torch.stack(batch)).cpu())
                 batch = []

@@ -110,7 +110,8 @@ def test_images_in_parquet_are_unpacked_once(tmp_path):
     assert [path.stat().st_mtime_ns for path in load(**given).test.images] == times
 
 
-def test_a_data_set_of_hugging_face(tmp_path):
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_data_set_of_hugging_face(tmp_path, monkeypatch, shards):
     datasets = pytest.importorskip("datasets", reason="datasets comes with the extra [hf]")
     from dml.data.hf import load
 
@@ -126,7 +127,13 @@ def test_a_data_set_of_hugging_face(tmp_path):
             for name, kinds in parts.items()
         }
     )
-    stored.save_to_disk(str(tmp_path / "birds"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    if shards:
+        (tmp_path / "birds").mkdir()
+        for name, part in stored.items():
+            part.to_parquet(tmp_path / "birds" / f"{name}-00000-of-00001.parquet")
+    else:
+        stored.save_to_disk(str(tmp_path / "birds"))
     source = load(name=str(tmp_path / "birds"), unpacked_dir=str(tmp_path / "unpacked"))
     assert source.name == "birds" and source.train.class_names == ("cat", "dog") and len(source.train) == 3
     assert source.test.class_names == ("owl",) and source.class_disjoint

@@ -11,7 +11,7 @@ from PIL import Image
 from dml.use import embed as module
 from dml.use.embed import Share, embed
 from dml.use.embeddings import Embeddings
-from dml.use.images import find_images
+from dml.use.images import Images, find_images
 from tests.use.conftest import copy_of_run, refused, run
 
 
@@ -35,7 +35,7 @@ def test_parquet_holds_the_same(embedded, finished, tree, tmp_path, monkeypatch)
 
 
 def test_several_processes_give_what_one_gives(model, tree, tmp_path):
-    images = sorted(tree.rglob("*.png"))  # 42: blocks of 16, 16 and 10, the first process has two
+    images = Images.of(sorted(tree.rglob("*.png")))  # 42: blocks of 16, 16 and 10, the first process has two
     one = embed(model, images, tmp_path / "one.npz", batch_size=2, workers=0)
     children = []
     for rank in range(2):
@@ -53,7 +53,7 @@ def test_several_processes_give_what_one_gives(model, tree, tmp_path):
 
 
 def test_what_was_embedded_is_not_embedded_again(model, tree, tmp_path, monkeypatch, capsys):
-    images, out = sorted(tree.rglob("*.png")), tmp_path / "e.npz"
+    images, out = Images.of(sorted(tree.rglob("*.png"))), tmp_path / "e.npz"
     assert embed(model, images, out, batch_size=2, workers=0, share=Share(1, 2)) is None  # the second of three blocks
     monkeypatch.setattr(module, "write_embeddings", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.raises(OSError):
@@ -70,7 +70,7 @@ def test_what_was_embedded_is_not_embedded_again(model, tree, tmp_path, monkeypa
 
 def test_a_file_of_other_embeddings_is_not_overwritten(embedded, finished, tree, tmp_path):
     said = refused("embed", finished.folder, tree / "class0", "--out", embedded)
-    assert "is there already, of another model, other images" in said
+    assert "is there already, of another model, other images or labels" in said
     other = copy_of_run(finished, tmp_path / "run")
     assert "is there already" in refused("embed", other, tree, "--out", embedded)
 
@@ -94,23 +94,19 @@ def test_broken_images_end_it_by_name_or_are_left_out_and_listed(model, tree, fi
     assert "9.png cannot be read" in said  # that it is not there says nothing of the image
 
 
-def test_images_are_found_in_folders_tables_and_standard_input(tree, tmp_path, monkeypatch, capsys):
+def test_images_are_found_in_folders_lists_and_standard_input(tree, tmp_path, monkeypatch, capsys):
     (tmp_path / "a" / ".hidden").mkdir(parents=True)
     for name in ("a/2.png", "a/1.png", "a/.hidden/3.png", "b.jpg"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     (tmp_path / "a" / "notes.md").touch()
-    (tmp_path / "t.csv").write_text("path,label\na/1.png,x\nb.jpg,y\n")
-    (tmp_path / "u.tsv").write_text("file\tlabel\nb.jpg\ty\n")
-    (tmp_path / "l.txt").write_text("b.jpg\n")
+    (tmp_path / "l.txt").write_text("b.jpg\n\na/1.png\n")
 
-    def found(*given, **more):
-        return [path.relative_to(tmp_path).as_posix() for path in find_images([*map(str, given)], **more)]
+    def found(*given):
+        return [path.relative_to(tmp_path).as_posix() for path in find_images([*map(str, given)])]
 
     assert found(tmp_path) == ["a/1.png", "a/2.png", "b.jpg"] and "1 .md" in capsys.readouterr().err
-    assert found(tmp_path / "t.csv", tmp_path / "a" / "2.png") == ["a/1.png", "b.jpg", "a/2.png"]
-    assert found(tmp_path / "u.tsv", column="file") == found(tmp_path / "l.txt") == ["b.jpg"]
-    monkeypatch.setattr("sys.stdin", iter(["a/2.png\n"]))
-    assert found("-", root=tmp_path) == ["a/2.png"]
-    for given, said in ((tmp_path / "u.tsv", "has no column path"), (tmp_path / "no", "does not exist")):
-        with pytest.raises(ValueError, match=said):
-            find_images([str(given)])
+    assert found(tmp_path / "a" / "2.png", tmp_path / "l.txt") == ["a/2.png", "b.jpg", "a/1.png"]
+    monkeypatch.setattr("sys.stdin", iter([f"{tmp_path}/a/2.png\n"]))
+    assert found("-") == ["a/2.png"]
+    with pytest.raises(ValueError, match="does not exist"):
+        find_images([str(tmp_path / "no")])

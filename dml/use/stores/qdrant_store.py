@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from dml.use.embeddings import About, Embeddings
+from dml.use.embeddings import COLUMNS, About, Embeddings
 from dml.use.missing import optional
 
 _BATCH = 256  # points a request
@@ -114,11 +114,16 @@ def _refuse_code(folder: Path) -> None:
 
 def _points(models: Any, embeddings: Embeddings) -> Iterator[Any]:
     row, paths = 0, embeddings.paths()
+    words = {COLUMNS[name]: column for name, column in embeddings.columns().items() if name != "boxes"}
+
+    def text(word: Any) -> str:
+        """JSON is UTF-8: of a name that is not, its bytes are written as \\xNN (paths.npy has them as they are)."""
+        return os.fsencode(word).decode(errors="backslashreplace")
+
     for block in embeddings.blocks():
         for vector in block:
-            # JSON is UTF-8: of a name that is not, its bytes are written as \\xNN (paths.npy has them as they are).
-            path = os.fsencode(paths[row]).decode(errors="backslashreplace")
-            payload = {"path": path, "model": embeddings.about.model}
+            known = {name: text(str(column[row])) for name, column in words.items()}
+            payload = {"path": text(paths[row]), **known, "model": embeddings.about.model}
             yield models.PointStruct(id=row, vector=vector.tolist(), payload=payload)
             row += 1
 
