@@ -99,7 +99,7 @@ def render(tested: Tested) -> str:
 
 
 _TITLES = (
-    ("The worst queries", "by the mean precision at the right ones among their nearest images"),
+    ("The worst queries", "those with the lowest average precision among their nearest images"),
     ("Typical queries", "around the median"),
 )
 
