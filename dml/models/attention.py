@@ -7,8 +7,9 @@ import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
+from dml.models.chained import pieces_of, trial_image
 from dml.models.embedder import Embedder, Spread, full_precision
-from dml.models.groups import joined, trial_image
+from dml.models.groups import joined
 
 
 class AttentionEmbedder(Embedder):
@@ -23,7 +24,8 @@ class AttentionEmbedder(Embedder):
     comes with HORDE.
 
     Args:
-        backbone: one that can be cut: it has `pieces()`, as googlenet, googlenet_bvlc and bninception.
+        backbone: one that can be cut: it has `pieces()`, as googlenet, googlenet_bvlc and bninception, or is a chain of
+            stages, as most of timm's convolutional networks (`dml.models.chained.pieces_of`).
         dim, freeze_bn, features, mean, std, checkpoint_path: as of Embedder.
         normalize: bring each learner's columns to length 1 in training.
         learners: how many; dim is a multiple of it.
@@ -53,13 +55,13 @@ class AttentionEmbedder(Embedder):
             raise ValueError(
                 f"embedder.dim={dim} is not possible: it must be a multiple of embedder.learners={learners}"
             )
-        pieces: Any = getattr(backbone, "pieces", None)
-        if pieces is None:
+        pieces = pieces_of(backbone)
+        if not pieces:
             raise ValueError(
-                f"embedder=attention needs a backbone that can be cut, as googlenet: {type(backbone).__name__} has no "
-                "pieces()"
+                f"embedder=attention needs a backbone that can be cut, as googlenet or a ResNet: "
+                f"{type(backbone).__name__} has no pieces() and is no chain of stages"
             )
-        names = [name for name, _ in pieces()]
+        names = [name for name, _ in pieces]
         for key, name in (("cut", cut), ("attention_to", attention_to)):
             if name not in names:
                 raise ValueError(f"embedder.{key}={name} is not possible: it must be one of {', '.join(names)}")
@@ -76,10 +78,11 @@ class AttentionEmbedder(Embedder):
         )
         self.dim, self.learners = dim, learners
         self.groups = (dim // learners,) * learners
-        self._cut = names.index(cut) + 1
-        trunk = [piece for _, piece in pieces()][self._cut : names.index(attention_to) + 1]
-        self.trunk = nn.Sequential(*map(copy.deepcopy, trunk))
-        channels, told = _channels(backbone, self._cut, self.trunk)
+        self._names, self._cut = names, names.index(cut) + 1
+        self.trunk = nn.Sequential(
+            *(copy.deepcopy(piece) for _, piece in pieces[self._cut : names.index(attention_to) + 1])
+        )
+        channels, told = _channels(backbone, [piece for _, piece in pieces[: self._cut]], self.trunk)
         self.masks = nn.Conv2d(told, channels * learners, 1)
         layers: Any = (self.masks, self.head)
         for layer in layers:
@@ -90,7 +93,7 @@ class AttentionEmbedder(Embedder):
     def columns(self, x: Tensor) -> Tensor:
         """Images [B, 3, H, W] as the backbone takes them, scaled and in channels last -> [B, sum(groups)]."""
         network: Any = self.backbone
-        pieces = [piece for _, piece in network.pieces()]
+        pieces = self._pieces()
         for piece in pieces[: self._cut]:
             x = piece(x)
         masks = self.masks(self.trunk(x)).sigmoid().unflatten(1, (self.learners, -1))  # [B, learners, C, h, w]
@@ -102,13 +105,20 @@ class AttentionEmbedder(Embedder):
             columns = self.head(features.to(self.head.weight.dtype)).unflatten(0, (-1, self.learners)).flatten(1)
             return self.join(columns) if self.normalize else columns
 
+    def _pieces(self) -> list[nn.Module]:
+        """As they are now: a module may have been put in another's place since, by an export for instance."""
+        network: Any = self.backbone
+        if hasattr(network, "pieces"):
+            return [piece for _, piece in network.pieces()]
+        return [network.get_submodule(name) for name in self._names]
+
     def join(self, columns: Tensor) -> Tensor:
         """Columns [B, sum(groups)] -> embeddings [B, dim] to search with: the learners' unit vectors side by side."""
         return joined(columns, self.groups, (1.0,) * self.learners)
 
 
 @torch.no_grad()
-def _channels(backbone: Any, cut: int, trunk: nn.Module) -> tuple[int, int]:
+def _channels(backbone: Any, shared: list[nn.Module], trunk: nn.Module) -> tuple[int, int]:
     """The channels of the maps at the cut and at the end of the trunk, by an image.
 
     Raises:
@@ -118,7 +128,7 @@ def _channels(backbone: Any, cut: int, trunk: nn.Module) -> tuple[int, int]:
     backbone.eval()
     trunk.eval()
     x = trial_image(backbone)
-    for _, piece in backbone.pieces()[:cut]:
+    for piece in shared:
         x = piece(x)
     told = trunk(x)
     backbone.train(training)

@@ -9,8 +9,9 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dml.models.chained import trial_image
 from dml.models.embedder import Embedder, Spread, full_precision
-from dml.models.groups import Sizes, Weights, check_groups, joined, trial_image
+from dml.models.groups import Sizes, Weights, check_groups, joined
 
 Drop = Annotated[float, Interval(ge=0, lt=1)]
 

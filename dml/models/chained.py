@@ -1,6 +1,6 @@
-"""Networks that are a chain of pieces, with all that timm's users ask of a network beside its features."""
+"""Networks that are a chain of pieces, with all that timm's users ask of a network, and the pieces of timm's own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -96,3 +96,53 @@ class Chained(Pooled):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Save memory in training, or no longer, by computing maps twice."""
         self.grad_checkpointing = enable
+
+
+@torch.no_grad()
+def pieces_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules that a network's `forward_features` goes through, one after the other, with their names.
+
+    Of a network that has `pieces()` its own; of another those of its children that, tried on an image, give what
+    `forward_features` gives, with the stages of `blocks` or `stages` one by one. Of timm's networks these are ResNets,
+    EfficientNets, MobileNets, ConvNeXts, RegNets and more, but no ViT. Empty: the network is no such chain.
+    """
+    own: Any = getattr(network, "pieces", None)
+    if own is not None:
+        return own()
+    found: list[tuple[str, nn.Module]] = []
+    if not hasattr(network, "forward_features"):
+        return found
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    black = trial_image(network)
+    x = torch.randn(black.shape, generator=torch.Generator().manual_seed(0)).to(black)
+    goal = network.forward_features(x)  # type: ignore[operator]
+    whole = False
+    for name, piece in _children(network):
+        try:
+            x = piece(x)
+        except Exception:  # it takes something else, and says so in its own way: this is no chain
+            break
+        found.append((name, piece))
+        whole = isinstance(x, Tensor) and torch.equal(x, goal)
+        if whole:
+            break
+    for module, training in modes.items():
+        module.training = training
+    return found if whole else []
+
+
+def _children(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in network.named_children():
+        if name in ("blocks", "stages") and isinstance(child, nn.Sequential):
+            yield from ((f"{name}.{inner}", stage) for inner, stage in child.named_children())
+        else:
+            yield name, child
+
+
+def trial_image(backbone: nn.Module) -> Tensor:
+    """A black image [1, 3, H, W] of the size that a backbone was trained with, to find the shapes of its maps by."""
+    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
+    size = (cfg if isinstance(cfg, dict) else cfg.to_dict()).get("input_size") or (3, 224, 224)
+    weight = next(backbone.parameters())
+    return torch.zeros(1, *size, dtype=weight.dtype, device=weight.device)

@@ -1,7 +1,7 @@
 """An embedding in groups of columns, each a learner of its own, for BIER and A-BIER and for `loss=per_group`."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, MinLen
@@ -95,14 +95,6 @@ def joined(columns: Tensor, sizes: Sequence[int], weights: Sequence[float]) -> T
     """Of each group of columns [B, sum(sizes)] the unit vector times its weight; what stands behind them is dropped."""
     parts = columns[:, : sum(sizes)].split(list(sizes), dim=1)
     return torch.cat([weight * F.normalize(part, dim=1) for part, weight in zip(parts, weights, strict=True)], dim=1)
-
-
-def trial_image(backbone: nn.Module) -> Tensor:
-    """A black image [1, 3, H, W] of the size that a backbone was trained with, to find the shapes of its maps by."""
-    cfg: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    size = (cfg if isinstance(cfg, dict) else cfg.to_dict()).get("input_size") or (3, 224, 224)
-    weight = next(backbone.parameters())
-    return torch.zeros(1, *size, dtype=weight.dtype, device=weight.device)
 
 
 def check_groups(sizes: Sequence[int], dim: int, weights: Sequence[float] | None) -> None:

@@ -92,10 +92,37 @@ def test_the_papers_network():
 
 
 @pytest.mark.parametrize(
+    ("name", "cut", "attention_to"),
+    [
+        ("test_resnet", "maxpool", "layer1"),
+        ("test_efficientnet", "bn1", "blocks.0"),
+        ("test_convnext", "stem", "stages.0"),
+    ],
+)
+def test_a_network_of_timm_is_cut_between_its_stages(name, cut, attention_to):
+    """A learner whose mask lets everything through sees what the network sees, whatever the statistics of its norms."""
+    torch.manual_seed(0)
+    backbone = create_backbone(name=name)
+    model = AttentionEmbedder(backbone=backbone, dim=6, learners=2, cut=cut, attention_to=attention_to)
+    pictures = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        model.train()(pictures)  # moves the statistics of batch norms
+        model.masks.weight.zero_()
+        model.masks.bias.fill_(50.0)
+        model.eval()
+        columns = model(pictures)
+        features = backbone(model.scaled(pictures))
+    torch.testing.assert_close(columns, model.head(features).repeat(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"dim": 7}, r"embedder\.dim=7 must be a multiple of embedder\.learners=3|embedder\.dim=7 is not possible"),
-        ({"backbone": create_backbone(name="test_resnet")}, r"embedder=attention needs .* ResNet has no pieces"),
+        (
+            {"backbone": create_backbone(name="test_vit")},
+            r"embedder=attention needs .* VisionTransformer has no pieces",
+        ),
         ({"cut": "layer1"}, r"embedder\.cut=layer1 is not possible: it must be one of first, second, third, pool"),
         ({"attention_to": "first"}, r"embedder\.attention_to=first does not come after embedder\.cut=first"),
         (
