@@ -18,6 +18,9 @@ from dml.app.schema import describe, parameters_of, shown
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "losses"
 _SIZES = {"embedding_dim": (210, "d"), "num_classes": (11, "C")}  # stand for what a run fills in
+_RESULTS = re.compile(
+    r"^\| loss, (?P<setting>[^|]+?) \|(?P<head>.+)\|\n\|[-:|]+\|\n(?P<rows>(?:\|.+\|\n)+)", flags=re.M
+)
 _SECTION = re.compile(r"(<!-- keys -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -74,7 +77,26 @@ def _keys(stem: str) -> str:
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     lines.append(f"\nImages of a class in a batch: {_least(stem)} or more. Own weights: {_weights(stem) or 'none'}.")
     lines.append(f"{'Works' if _of_anchors(call) else 'Does not work'} in a {{doc}}`memory`.\n")
-    return "\n".join(lines)
+    return "\n".join(lines + _measured(stem))
+
+
+def _measured(stem: str) -> list[str]:
+    """What docs/results.md has of a loss: a table, or nothing. Its tables of losses begin with `| loss, SETTING |`."""
+    lines = []
+    for found in _RESULTS.finditer((ROOT / "docs" / "results.md").read_text()):
+        heads = [cell.strip() for cell in found["head"].split("|")]
+        rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in found["rows"].splitlines()]
+        rows = [row for row in rows if row[0] != "no head"]  # the baseline is no loss
+        for place, row in enumerate(rows, 1):
+            name, _, more = row[0].partition(",")
+            if name in (stem, f"{stem}_pp"):
+                named = dict(zip(heads, row[1:], strict=True))
+                scores = f"{named['Recall@1']} | {named['MAP@R']} | {place} of {len(rows)}"
+                lines.append(f"| {found['setting']}{',' * bool(more)}{more}{', ++' * (name != stem)} | {scores} |")
+    if not lines:
+        return []
+    head = ["| measured on emoji, percent | Recall@1 | MAP@R | place by MAP@R |", "|---|---:|---:|---:|"]
+    return [*head, *lines, "\nWhat was measured, and what it does not say: {doc}`../results`.\n"]
 
 
 def _index() -> str:
