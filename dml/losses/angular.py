@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dml.losses.building_blocks.anchors import softplus, unit, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import on_host, to_device
 from dml.losses.building_blocks.pairwise import block_entries
 from dml.losses.building_blocks.proxies import product
 
@@ -69,13 +70,13 @@ class AngularLoss(nn.Module):
 def _classes(z: Tensor, labels: Tensor, limit: int) -> Iterator[Tensor]:
     """Members [c, n] of all classes with two or more of them, one before the limit, and others beside them; in blocks
     of classes of one size."""
-    _, own, sizes = labels.unique(return_inverse=True, return_counts=True)
+    _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
     order, ends = own.argsort(stable=True), sizes.cumsum(0)
     for n in sizes.unique().tolist():
         if not 1 < n < len(labels):
             continue
         starts = (ends - sizes)[sizes == n]
-        members = order[starts[:, None] + torch.arange(n, device=labels.device)]
+        members = order[starts[:, None] + torch.arange(n)]
         members = members[(members < limit).any(dim=1)]
         if len(members):
-            yield from members.split(max(1, block_entries(z) // (n * len(z))))
+            yield from to_device(members, z.device).split(max(1, block_entries(z) // (n * len(z))))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import unit
 from dml.losses.building_blocks.contract import full_precision, require
+from dml.losses.building_blocks.host import on_host, read_with, to_device
 from dml.losses.building_blocks.medoids import choose_medoids
 from dml.losses.building_blocks.pairwise import distance_to, exact_distances
 
@@ -56,24 +57,24 @@ class ClusteringLoss(nn.Module):
         self.step += self.training
         # float32 would decide between medoids by its last bits; Apple's GPUs have nothing else.
         z = unit(embeddings if embeddings.device.type == "mps" else embeddings.double())
-        _, own = labels.unique(return_inverse=True)
-        medoid, best, nmi = self._choose(z.detach(), own, gamma)
+        medoid, best, nmi = self._choose(z.detach(), labels, gamma)
         members = torch.arange(len(labels), device=labels.device)
         to_medoid, to_best = distance_to(z, members, torch.stack([medoid, best]))
         gaps = torch.where(medoid == best, 0, to_best - to_medoid)
         return (gaps.sum() + gamma * (1 - nmi)).clamp_min(0)
 
     @torch.no_grad()
-    def _choose(self, z: Tensor, own: Tensor, gamma: float) -> tuple[Tensor, Tensor, float]:
+    def _choose(self, z: Tensor, labels: Tensor, gamma: float) -> tuple[Tensor, Tensor, float]:
         """Of each member its medoid, and the member nearest to all others of its class; and the NMI."""
-        d = exact_distances(z, z).nan_to_num(0).double().cpu().numpy()
-        labels = own.cpu().numpy()
-        chosen, place, nmi = choose_medoids(d, labels, gamma, self.pam_iterations)
+        d = read_with(labels, exact_distances(z, z).nan_to_num(0)).numpy()
+        own = on_host(labels).unique(return_inverse=True)[1].numpy()
+        chosen, place, nmi = choose_medoids(d, own, gamma, self.pam_iterations)
         best = np.empty_like(place)
         for label in range(len(chosen)):
-            members = np.flatnonzero(labels == label)
+            members = np.flatnonzero(own == label)
             best[members] = members[d[np.ix_(members, members)].sum(axis=1).argmin()]
-        return torch.from_numpy(chosen[place]).to(own.device), torch.from_numpy(best).to(own.device), nmi
+        medoids, bests = (to_device(torch.from_numpy(each), labels.device) for each in (chosen[place], best))
+        return medoids, bests, nmi
 
     def get_extra_state(self) -> dict[str, int]:
         """What a checkpoint carries: the number of the step, which gamma depends on."""

@@ -1,7 +1,7 @@
 """Hard-aware deeply cascaded embedding (HDC), Yuan, Yang and Zhang (2017), arXiv:1611.05720."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Gt, Interval
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dml.losses.building_blocks.anchors import unit
 from dml.losses.building_blocks.contract import full_precision, require, zero
 from dml.losses.building_blocks.groups import Groups, parts_of, require_groups
+from dml.losses.building_blocks.host import positive_pairs, reading_waits, to_device
 from dml.losses.building_blocks.pairwise import distance_to
 from dml.losses.building_blocks.rowwise import rowwise
 
@@ -64,36 +65,66 @@ class HDCLoss(nn.Module):
     @full_precision
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Embeddings [m, sum(groups)], labels [m] -> scalar."""
-        value, m = zero(embeddings), len(labels)
-        pairs = torch.triu_indices(m, m, offset=1, device=labels.device)
+        value, given = zero(embeddings), _all_pairs(labels)
         for part, ratio in zip(parts_of(embeddings, self.groups), self.ratios, strict=True):
             z = unit(part)
-            kept = self._hardest(z.detach(), labels, pairs, ratio)
-            value = value + self._level(z, labels, kept)
+            kept = self._hardest(z.detach(), given, ratio)
+            value = value + self._level(z, *kept)
             if self.cascaded:
-                pairs = kept
+                given = kept
         return value
 
     @torch.no_grad()
-    def _hardest(self, z: Tensor, labels: Tensor, pairs: Tensor, ratio: float) -> Tensor:
-        """Of pairs [2, p] those that a level keeps [2, k]: positive ones, then negative ones, the hardest first."""
-        i, j = pairs
-        squared = rowwise(z, lambda rows, squared: squared)[i, j] if len(z) else z.new_zeros(0)
-        same = labels[i] == labels[j]
-        kept = []
-        for mask, hardness in ((same & (squared > _SAME), squared), (~same, -squared)):
-            own = mask.nonzero()[:, 0]
-            count = int(ratio * len(own))
-            if count < len(own):
-                own = own[hardness[own].argsort(descending=True, stable=True)[:count]]
-            kept.append(own)
-        return pairs[:, torch.cat(kept)]
+    def _hardest(self, z: Tensor, given: tuple["_Pairs", "_Pairs"], ratio: float) -> tuple["_Pairs", "_Pairs"]:
+        """The positive and the negative pairs that a level keeps."""
+        squared, (positive, negative) = rowwise(z, lambda rows, squared: squared), given
+        of_positive = squared[positive.first, positive.second]
+        positive = positive._replace(real=positive.real & (of_positive > _SAME))
+        return (
+            _share(positive, of_positive, ratio),
+            _share(negative, -squared[negative.first, negative.second], ratio),
+        )
 
-    def _level(self, z: Tensor, labels: Tensor, pairs: Tensor) -> Tensor:
-        i, j = pairs
-        squared = distance_to(z, i, j[None])[0].square()
-        same, room = labels[i] == labels[j], self.margin - squared
-        loses = torch.where(same, squared > _SAME, room > _AT_MARGIN)
-        each = torch.where(loses, torch.where(same, squared, self.factor * room), 0)
-        count = loses.sum() + (loses & ~same).sum()
-        return each.sum() / (2 * count).clamp_min(1)
+    def _level(self, z: Tensor, positive: "_Pairs", negative: "_Pairs") -> Tensor:
+        lost, counts = z.new_zeros(()), z.new_zeros((), dtype=torch.int64)
+        for pairs, weight in ((positive, 1), (negative, 2)):
+            squared = distance_to(z, pairs.first, pairs.second[None])[0].square()
+            room = self.margin - squared
+            loses = pairs.real & (squared > _SAME if weight == 1 else room > _AT_MARGIN)
+            lost = lost + torch.where(loses, squared if weight == 1 else self.factor * room, 0).sum()
+            counts = counts + weight * loses.sum()
+        return lost / (2 * counts).clamp_min(1)
+
+
+class _Pairs(NamedTuple):
+    """Pairs of the batch, [p] each; those that are not real do not count."""
+
+    first: Tensor
+    second: Tensor
+    real: Tensor
+
+
+def _all_pairs(labels: Tensor) -> tuple[_Pairs, _Pairs]:
+    """All positive and all negative pairs i < j, in the order of the batch."""
+    m = len(labels)
+    first, second = positive_pairs(labels, torch.arange(m))
+    positive = to_device(torch.stack([first, second])[:, first < second], labels.device)
+    others = (labels[:, None] != labels).triu(1)
+    negative = torch.nonzero_static(others, size=m * (m - 1) // 2 - positive.shape[1]).T
+    return _of(positive), _of(negative)
+
+
+def _of(pairs: Tensor) -> _Pairs:
+    return _Pairs(pairs[0], pairs[1], torch.ones_like(pairs[0], dtype=torch.bool))
+
+
+def _share(pairs: _Pairs, hardness: Tensor, ratio: float) -> _Pairs:
+    """The hardest int(ratio * count) of the pairs that are real, the hardest first; all of them in their order."""
+    count, room = pairs.real.sum(), int(ratio * len(hardness))
+    if room == len(hardness):
+        return pairs
+    order = hardness.masked_fill(~pairs.real, -torch.inf).argsort(descending=True, stable=True)[:room]
+    # Of the device float64 gives the same number, unread.
+    kept = (ratio * count.double()).long() if reading_waits(count.device) else int(ratio * int(count))
+    real = torch.arange(room, device=order.device) < kept
+    return _Pairs(pairs.first[order], pairs.second[order], real)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from dml.losses.building_blocks.anchors import unit
 from dml.losses.building_blocks.contract import full_precision, require
+from dml.losses.building_blocks.host import on_host, to_device
 from dml.losses.building_blocks.proxies import product, require_fit, require_sizes
 
 _MOST_LOG = 6.0  # of the logarithm of a variance, which is cut to 0 .. 6
@@ -85,7 +86,7 @@ class HISTLoss(nn.Module):
 
     def _network(self, x: Tensor, labels: Tensor, d: Tensor) -> Tensor:
         """The logits [m, C] of the hypergraph network."""
-        present, own = labels.unique(return_inverse=True)
+        present, own = (to_device(each, labels.device) for each in on_host(labels).unique(return_inverse=True))
         h = torch.exp(-self.alpha * d[:, present])  # [m, classes of the batch]
         h = h.scatter(1, own[:, None], 1)
         scale = h.sum(dim=1, keepdim=True).rsqrt()

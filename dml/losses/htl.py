@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from dml.hierarchy import ClassDistances, thresholds_of, tree_of
 from dml.losses.building_blocks.anchors import unit, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
-from dml.losses.building_blocks.pairwise import masks
-from dml.losses.building_blocks.rowwise import first_of_rows, sum_over_rows
+from dml.losses.building_blocks.host import Positives
+from dml.losses.building_blocks.rowwise import sum_over_rows
 
 
 class HTLLoss(nn.Module):
@@ -84,17 +84,18 @@ class HTLLoss(nn.Module):
         rows, positives = valid_anchors(labels, anchors)
         if len(rows) == 0:
             return zero(embeddings)
-        share = int(positives.max())
+        members = Positives(labels)
 
         def hinges(own: Tensor, squared: Tensor) -> Tensor:
-            positive, negative = masks(labels, own)
-            columns, real = first_of_rows(positive)
+            columns, real = members.of(own)
             margin = self.margins(labels[own], labels).to(squared)
             room = squared.gather(1, columns)[:, :, None] + (margin - squared)[:, None]
-            return torch.where(real[:, :, None] & negative[:, None], room, 0).clamp_min(0)
+            return torch.where(real[:, :, None] & members.negative(own)[:, None], room, 0).clamp_min(0)
 
         z = unit(embeddings)
-        total = sum_over_rows(z, lambda own, squared: hinges(own, squared).sum(dim=(1, 2)), rows=rows, share=share)
+        total = sum_over_rows(
+            z, lambda own, squared: hinges(own, squared).sum(dim=(1, 2)), rows=rows, share=members.largest
+        )
         if self.average == "all":
             negatives = len(labels) - 1 - positives
             return total / (2 * (positives * negatives).sum())
@@ -103,6 +104,6 @@ class HTLLoss(nn.Module):
                 z.detach(),
                 lambda own, squared: (hinges(own, squared) > 0).sum(dim=(1, 2)).to(squared),
                 rows=rows,
-                share=share,
+                share=members.largest,
             )
         return total / (2 * active).clamp_min(1)

@@ -7,11 +7,12 @@ import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
-from dml.losses.building_blocks.anchors import unit, valid_anchors
+from dml.losses.building_blocks.anchors import anchors_on_host, unit
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import positive_pairs, to_device
 from dml.losses.building_blocks.pairwise import distance_to, masks
 from dml.losses.building_blocks.proxies import require_classes
-from dml.losses.building_blocks.rowwise import first_of_rows, rowwise
+from dml.losses.building_blocks.rowwise import rowwise
 
 
 class MarginLoss(nn.Module):
@@ -84,25 +85,27 @@ class MarginLoss(nn.Module):
     @torch.no_grad()
     def draw(self, embeddings: Tensor, labels: Tensor, *, anchors: int | None = None) -> Tensor:
         """The triplets of this step for embeddings [m, d], labels [m]: (anchor, positive, negative), [3, t]."""
-        rows, counts = valid_anchors(labels, anchors)
+        rows, counts = anchors_on_host(labels, anchors)
         if len(rows) == 0:
-            return rows.new_zeros(3, 0)
+            return labels.new_zeros(3, 0)
+        place, positive = positive_pairs(labels, rows)
+        number = torch.arange(len(place)) - (counts.cumsum(0) - counts)[place]
         # Of a seed, torch's generator takes 32 bits.
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.step}").getrandbits(32))
-        numbers = torch.rand(len(rows), int(counts.max()), generator=generator, dtype=torch.float64).to(labels.device)
-        place = rows.new_zeros(len(labels)).index_copy(0, rows, torch.arange(len(rows), device=labels.device))
+        numbers = torch.rand(len(rows), int(counts.max()), generator=generator, dtype=torch.float64)
+        triplets = torch.stack([rows[place], positive, place, number])
+        rows, numbers, triplets = (to_device(each, labels.device) for each in (rows, numbers, triplets))
+        own_place = rows.new_zeros(len(labels)).index_copy(0, rows, torch.arange(len(rows), device=labels.device))
 
         def terms(own: Tensor, squared: Tensor) -> Tensor:
-            positive, _ = masks(labels, own)
-            members, real = first_of_rows(positive)
             running = self._weigh(own, squared, labels, embeddings.shape[1]).double().cumsum(dim=1)
             # The first member at which the running sum exceeds the number; what weighs nothing never is.
             sums = running[:, -1:]
-            wanted = torch.minimum(numbers[place[own], : members.shape[1]] * sums, sums.nextafter(-sums))
-            chosen = torch.searchsorted(running, wanted, right=True).clamp_max(len(labels) - 1)
-            return torch.stack([own[:, None].expand_as(members), members, chosen], dim=2)[real]
+            wanted = torch.minimum(numbers[own_place[own]] * sums, sums.nextafter(-sums))
+            return torch.searchsorted(running, wanted, right=True).clamp_max(len(labels) - 1)
 
-        return rowwise(unit(embeddings), terms, rows=rows).T
+        anchor, positive, place, number = triplets
+        return torch.stack([anchor, positive, rowwise(unit(embeddings), terms, rows=rows)[place, number]])
 
     @torch.no_grad()
     def weights(self, embeddings: Tensor, labels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import checked, require, without_anchors
+from dml.losses.building_blocks.host import on_host, tell_host, to_device
 
 
 class CrossBatchMemory(nn.Module):
@@ -60,16 +61,18 @@ class CrossBatchMemory(nn.Module):
         """
         dim = self.embeddings.shape[1]
         require(embeddings.shape[1] == dim, "loss.embedding_dim", dim, f"the embeddings' {embeddings.shape[1]}")
-        value = self.loss(
-            torch.cat([embeddings, self.embeddings[: self.stored]]),
-            torch.cat([labels, self.labels[: self.stored]]),
-            anchors=len(labels),
-        )
+        known = on_host(self.labels)
+        seen = torch.cat([labels, self.labels[: self.stored]])
+        tell_host(seen, torch.cat([on_host(labels), known[: self.stored]]))
+        value = self.loss(torch.cat([embeddings, self.embeddings[: self.stored]]), seen, anchors=len(labels))
         if self.step >= self.start_step:
             newest = slice(-len(self.labels), None)  # of a batch that is larger than the memory
             new, own = embeddings.detach()[newest], labels[newest]
-            place = torch.arange(self.stored, self.stored + len(own), device=labels.device) % len(self.labels)
+            place = torch.arange(self.stored, self.stored + len(own)) % len(self.labels)
+            known = known.index_copy(0, place, on_host(labels)[newest])
+            place = to_device(place, labels.device)
             self.embeddings[place], self.labels[place] = new.to(self.embeddings), own
+            tell_host(self.labels, known)
             self.stored += len(own)
         self.step += 1
         return value

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import unit
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import on_host, positive_pairs, to_device
 from dml.losses.building_blocks.pairwise import distance_to, pair_blocks
 from dml.losses.building_blocks.proxies import product
 
@@ -106,7 +107,7 @@ class PDDMLoss(nn.Module):
         if self.training and self.dropout:
             generator = torch.Generator().manual_seed(self.step)
             keep = torch.rand(c.shape, generator=generator) >= self.dropout
-            c = c * keep.to(c) / (1 - self.dropout)
+            c = c * to_device(keep, c.device) / (1 - self.dropout)
         return _linear(self.s, c)[:, 0]
 
     @torch.no_grad()
@@ -120,20 +121,25 @@ class PDDMLoss(nn.Module):
         same = labels[:, None] == labels
         scores = scores.triu(1)
         scores = scores + scores.T
-        positive = (same & ~same.all(dim=1)[:, None]).triu(1).nonzero()  # in the order of (i, j)
-        if len(positive) and self.scope != "pair":
-            of_pairs = scores[positive[:, 0], positive[:, 1]]
-            _, own = labels[positive[:, 0]].unique(return_inverse=True)
-            own = own * 0 if self.scope == "batch" else own
-            # Stable: of equal ones the first.
-            order = of_pairs.argsort(stable=True)
-            order = order[own[order].argsort(stable=True)]
-            starts = torch.ones_like(order, dtype=torch.bool)
-            starts[1:] = own[order][1:] != own[order][:-1]
-            positive = positive[order[starts]]
+        i, j, own = candidates = self._candidates(on_host(labels))
+        groups = int(own.max()) + 1 if len(own) else 0
+        i, j, own = to_device(candidates, z.device)
+        if groups and self.scope != "pair":
+            found, place = scores[i, j], torch.arange(len(i), device=z.device)
+            least = found.new_full((groups,), torch.inf).scatter_reduce_(0, own, found, "amin")
+            # Of equal ones the first.
+            place = place.masked_fill(found > least[own], len(i))
+            first = place.new_full((groups,), len(i)).scatter_reduce_(0, own, place, "amin")
+            i, j = i[first], j[first]
         hardest = scores.masked_fill(same, -torch.inf).argmax(dim=1)
-        i, j = positive.T
         return i, j, hardest[i], hardest[j]
+
+    def _candidates(self, labels: Tensor) -> Tensor:
+        """Positive pairs i < j that have a negative, and the number of the class (or batch) of each, [3, p]."""
+        i, j = positive_pairs(labels, torch.arange(len(labels)))
+        pairs = torch.stack([i, j, labels[i] * (self.scope != "batch")])[:, i < j]
+        pairs[2] = pairs[2].unique(return_inverse=True)[1]
+        return pairs[:, : 0 if (labels == labels[0]).all() else None]
 
     def get_extra_state(self) -> dict[str, int]:
         """What a checkpoint carries: the number of the step, by which dropout draws."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dml.losses.building_blocks.anchors import Row, sum_over_cosines, sum_over_products, unit, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
+from dml.losses.building_blocks.host import on_host, positive_pairs, tell_host, to_device
 from dml.losses.building_blocks.ranks import largest_class, members_before, without_anchor
 
 
@@ -70,16 +71,21 @@ class RecallAtKLoss(nn.Module):
         return sum_over_cosines(embeddings, labels, self._term, rows, share=largest_class(labels)) / len(rows)
 
     def _mixed(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        first, second = (labels[:, None] == labels).triu(1).nonzero().unbind(1)
+        values = on_host(labels)
+        first, second = positive_pairs(labels, torch.arange(len(labels)))
+        first, second = pairs = torch.stack([first, second])[:, first < second]
         # Of a seed, torch's generator takes 32 bits.
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.step}").getrandbits(32))
         self.step += 1
         if len(first) == 0:
             return zero(embeddings)
-        share = torch.rand(len(first), generator=generator).to(embeddings)[:, None]
         z = unit(embeddings)
+        share = to_device(torch.rand(len(first), generator=generator), z.device).to(z)[:, None]
+        values = torch.cat([values, values[first]])
+        first, second = to_device(pairs, z.device)
         z = torch.cat([z, share * z[first] + (1 - share) * z[second]])
         labels = torch.cat([labels, labels[first]])
+        tell_host(labels, values)
         rows, _ = valid_anchors(labels, None, negatives=False)
         missing = 1 - z.square().sum(dim=1)
         total = sum_over_products(z, missing, labels, self._term, rows, share=largest_class(labels))

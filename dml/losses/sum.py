@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from dml.losses.building_blocks.contract import checked, require
+from dml.losses.building_blocks.host import Unsure, settled
 
 
 class SumLoss(nn.Module):
@@ -45,8 +46,12 @@ class SumLoss(nn.Module):
 
     def diagnose(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The value of each part at the last call, before its weight, and what the parts can say themselves."""
-        found = {f"loss/{name}": value for name, value in self._values.items()}
-        for name, loss in self.losses.items():
-            if diagnose := getattr(loss, "diagnose", None):
-                found |= {f"{key}/{name}": value for key, value in diagnose(embeddings, labels).items()}
-        return found
+
+        def look(_: Unsure) -> dict[str, Tensor]:
+            found = {f"loss/{name}": value for name, value in self._values.items()}
+            for name, loss in self.losses.items():
+                if diagnose := getattr(loss, "diagnose", None):
+                    found |= {f"{key}/{name}": value for key, value in diagnose(embeddings, labels).items()}
+            return found
+
+        return settled(look, embeddings.device)

@@ -1,11 +1,12 @@
 """Hard-aware deeply cascaded embedding, arXiv:1611.05720."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from dml.losses.hdc import HDCLoss
+from dml.losses.hdc import HDCLoss, _all_pairs
 from tests.losses import SMOOTH, Batch, by_groups
 from tests.losses.conftest import LossContract
 
@@ -64,16 +65,20 @@ def test_pairs_by_hand():
     assert value.item() == pytest.approx(first + second, rel=1e-6)
 
 
+def _listed(pairs):
+    return zip(pairs.first[pairs.real].tolist(), pairs.second[pairs.real].tolist(), strict=True)
+
+
 def test_a_cascade_chooses_from_what_the_level_before_has_kept():
     x, labels = Batch((6, 5, 4), 6).make(0)
     groups, ratios = (3, 3), (0.4, 0.5)
     apart = HDCLoss(groups=groups, ratios=ratios)
     within = HDCLoss(groups=groups, ratios=ratios, cascaded=True)
-    pairs = torch.triu_indices(15, 15, offset=1)
     first, second = (part / part.norm(dim=1, keepdim=True) for part in x.split(3, dim=1))
-    kept = within._hardest(first, labels, pairs, 0.4)
-    of_these = within._hardest(second, labels, kept, 0.5)
-    assert {*map(tuple, of_these.T.tolist())} < {*map(tuple, kept.T.tolist())}
+    kept = within._hardest(first, _all_pairs(labels), 0.4)
+    of_these = within._hardest(second, kept, 0.5)
+    for pairs, earlier in zip(of_these, kept, strict=True):
+        assert {*_listed(pairs)} < {*_listed(earlier)} < {*itertools.combinations(range(15), 2)}
     assert within(x, labels) != apart(x, labels)
 
 

@@ -50,13 +50,19 @@ class Row(NamedTuple):
 
 def valid_anchors(labels: Tensor, anchors: int | None, *, negatives: bool = True) -> tuple[Tensor, Tensor]:
     """The anchors [v] that have a positive, and a negative if that is asked, and how many positives [v] each has."""
+    rows, positives = (to_device(each, labels.device) for each in anchors_on_host(labels, anchors, negatives=negatives))
+    return rows, positives
+
+
+def anchors_on_host(labels: Tensor, anchors: int | None, *, negatives: bool = True) -> tuple[Tensor, Tensor]:
+    """The same on the host."""
     _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
     positives = sizes[own[:anchors]] - 1
     valid = positives > 0
     if negatives:
         valid &= positives < len(labels) - 1
     rows = valid.nonzero()[:, 0]
-    return to_device(rows, labels.device), to_device(positives[rows], labels.device)
+    return rows, positives[rows]
 
 
 def unit(x: Tensor) -> Tensor:

@@ -129,6 +129,17 @@ def few_places(mask: Tensor, room: int) -> Places:
     return Places(row, column, torch.arange(room, device=mask.device) < count, count > room)
 
 
+def positive_pairs(labels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each positive of some rows [v], on the host: the row's place in `rows`, ascending, and the positive; [t] each."""
+    _, own, sizes = on_host(labels).unique(return_inverse=True, return_counts=True)
+    order, starts, counts = own.argsort(stable=True), sizes.cumsum(0) - sizes, sizes[own[rows]]
+    place = torch.arange(len(rows)).repeat_interleave(counts)
+    within = torch.arange(len(place)) - (counts.cumsum(0) - counts)[place]
+    members = order[starts[own[rows]][place] + within]
+    other = members != rows[place]
+    return place[other], members[other]
+
+
 class Positives:
     """Where the members of each class stand.
 

@@ -75,15 +75,6 @@ def sorted_rows(squared: Tensor) -> tuple[Tensor, Tensor]:
     return halves[..., high].contiguous().view(torch.float32), halves[..., low].long()
 
 
-def first_of_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of the true entries of each row, as many places [b, n] as the fullest row has, and which are real."""
-    counts = mask.sum(dim=1)
-    real = torch.arange(int(counts.max()), device=mask.device) < counts[:, None]
-    columns = torch.zeros(real.shape, dtype=torch.int64, device=mask.device)
-    columns[real] = mask.nonzero()[:, 1]
-    return columns, real
-
-
 @torch.no_grad()
 def active_triplets(
     values: Tensor, members: Tensor, real: Tensor, negative: Tensor, margin: float
