@@ -23,6 +23,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from pytorch_lightning.utilities.types import LRSchedulerTypeTuple
 
 from dml.app.follow import follow_backbone
+from dml.app.grouped import fewest_found, problems_of_groups
 from dml.app.keys import measured, wrong_keys
 from dml.app.make import make
 from dml.app.network import network_problems
@@ -280,7 +281,8 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
             # A query that is in the gallery too does not find itself there.
             own = source.own_index
             assert own is not None
-            neighbours[side] = len(gallery) - bool((own >= 0).any())
+            neighbours[side] = min(len(gallery) - bool((own >= 0).any()), fewest_found(queries, gallery))
+            yield from problems_of_groups(side, queries, gallery)
             if len(np.unique(gallery.labels)) < 2:
                 yield "data: the gallery has one class, so whatever a query of it finds is right: it needs two"
             sizes = np.bincount(gallery.labels, minlength=int(queries.labels.max()) + 1)
@@ -288,7 +290,8 @@ def _tested(cfg: DictConfig, source: Source, validation: Records | None) -> Iter
             if not (sizes[queries.labels] - itself).any():
                 yield "data: no class of the queries is in the gallery, so no query has anything to find"
             continue
-        neighbours[side] = len(queries) - 1
+        neighbours[side] = min(len(queries) - 1, fewest_found(queries, queries))
+        yield from problems_of_groups(side, queries, queries)
         pairs = int((np.bincount(queries.labels) >= 2).sum())
         # Of known classes it takes some images of each.
         way = "" if side == "test" or source.class_disjoint else ". Give a larger data.val_fraction, or protocol=paper"

@@ -20,6 +20,8 @@ from dml.report.figures import draw_embedding
 from dml.report.findings import Looked
 from dml.report.neighbours import Example, draw_neighbours
 from dml.report.page import Key, Tested, render
+from dml.retrieval.apart import Part, parts_of, take
+from dml.retrieval.ranks import positive_counts
 from dml.retrieval.search import Search
 from dml.whole_file import whole_file, write_whole
 
@@ -122,7 +124,10 @@ def _embedding(built: Built, metrics: dict[str, float], folder: Path) -> Path:
 
 
 def look(built: Built) -> Looked:
-    """Search the nearest images of some queries that have something to find: all of them, as far as seconds allow."""
+    """Search the nearest images of some queries that have something to find: all of them, as far as seconds allow.
+
+    They are searched in what the metrics are: without themselves, and without the images of their group.
+    """
     assert built.model.test_embeddings is not None
     x, found_in = _searched(built, built.model.test_embeddings[0]), built.source.test
     records, g, own = found_in, x, np.arange(len(x))
@@ -131,12 +136,29 @@ def look(built: Built) -> Looked:
         g = _searched(built, built.model.test_gallery)
         assert own_index is not None  # as there is a gallery
         own = own_index
-    positives = np.bincount(found_in.labels, minlength=int(records.labels.max()) + 1)[records.labels] - (own >= 0)
+    grouped = records.groups is not None
+    parts = [Part(None, None, own)]
+    if grouped:
+        parts = parts_of(records.groups, found_in.groups, len(x), len(g), own)
+    each = np.arange(len(x))
+    own_there, positives = np.full(len(x), -1), np.zeros(len(x), dtype=np.int64)
+    k = _NEIGHBOURS
+    for part in parts:
+        mine, labels = take(each, part.queries), take(found_in.labels, part.rest)
+        own_there[mine] = -1 if part.own is None else part.own
+        positives[mine] = positive_counts(records.labels[mine], labels, own_there[mine])
+        k = min(k, len(labels) - bool((own_there[mine] >= 0).any()))
     most = max(1000, int(_PRODUCTS / g.numel()))
     sample = np.random.default_rng(0).permutation(np.flatnonzero(positives > 0))[:most]
-    k = min(_NEIGHBOURS, len(g) - bool((own >= 0).any()))
-    near, distance = Search(g.numpy())(x.numpy()[sample], k, own[sample])
-    return Looked(sample, near, distance, records.labels, found_in.labels, records.class_names, own, positives)
+    near, distance = np.zeros((len(sample), k), dtype=np.int64), np.zeros((len(sample), k))
+    for part in parts:
+        place = np.flatnonzero(np.isin(sample, take(each, part.queries)))
+        if len(place):
+            search = Search(take(g, part.rest).numpy())
+            found, distance[place] = search(x.numpy()[sample[place]], k, own_there[sample[place]])
+            near[place] = found if part.rest is None else part.rest[found]
+    names = records.class_names
+    return Looked(sample, near, distance, records.labels, found_in.labels, names, own, positives, grouped)
 
 
 def _searched(built: Built, embeddings: Tensor) -> Tensor:
@@ -165,18 +187,21 @@ def draw_examples(built: Built, looked: Looked, path: Path) -> Path:
 
     worst, typical = looked.worst_and_typical(_LINES)
     of = (
-        f"of {len(looked.sample):,} test queries, left, and the nearest images; green: the same class, red: another one"
+        f"of {len(looked.sample):,} test queries, left, and the nearest images{' of other groups' * looked.grouped}; "
+        "green: the same class, red: another one"
     )
     lines = {f"The worst {of}": worst, f"Typical ones {of}": typical}
     return draw_neighbours([(title, examples(list(places))) for title, places in lines.items()], path)
 
 
 def _image(built: Built, records: Records, index: int, side: int | None = None) -> Image.Image:
-    """An image as the file has it, its longer side `side` pixels at most."""
+    """An image cut to its box if the network saw it so, else as the file has it; the longer side `side` at most."""
 
     def fitted(width: int, height: int) -> tuple[int, int]:
         scale = min(1.0, (side or max(width, height)) / max(width, height))
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    white = built.model.config["transform"].get("white")
-    return load_image(records.images[index], resized=None if side is None else fitted, white=white)
+    transform = built.model.config["transform"]
+    box = records.boxes[index].tolist() if transform.get("crop_to_box") and records.boxes is not None else None
+    size = None if side is None else fitted
+    return load_image(records.images[index], box, resized=size, white=transform.get("white"))

@@ -71,6 +71,13 @@ def source_of(name: str, rows: Sequence[Row], key: str, train_fraction: float | 
     if bool(parts["query"]) != bool(parts["gallery"]):
         raise ValueError(f"{key} has {'queries and no gallery' if parts['query'] else 'a gallery and no query'}")
     tested = parts["query"] or parts["test"]
+    for some in (parts["train"], parts["val"], [*tested, *parts["gallery"]]):
+        without = [row for row in some if row.group is None]
+        if 0 < len(without) < len(some):
+            raise ValueError(
+                f"{key}: {counted(len(without), 'image')} of {len(some)} have no group (the first: "
+                f"{without[0].image}): of the images that are searched together all or none may"
+            )
     gallery = _records(parts["gallery"], key, [*tested, *parts["gallery"]]) if parts["gallery"] else None
     if not tested:
         if parts["val"]:

@@ -20,6 +20,7 @@ class Looked:
         names: of the classes.
         own: [Q] where in the gallery each query is; -1: nowhere.
         positives: [Q] how many right ones each query has.
+        grouped: images of the query's own group (a camera, a session) are left out, as in the metrics.
     """
 
     sample: np.ndarray
@@ -30,6 +31,7 @@ class Looked:
     names: Sequence[str]
     own: np.ndarray
     positives: np.ndarray
+    grouped: bool = False
 
     @property
     def hits(self) -> np.ndarray:

@@ -78,6 +78,7 @@ def render(tested: Tested) -> str:
         "row": [(key, _text(value)) for key, value in _flat(tested.row)],
         "panels": panels(tested.curves),
         "sample": counted(len(looked.sample), "test query").replace("querys", "queries"),
+        "grouped": looked.grouped,
         "queries": shown,
         "confused": [
             {

@@ -6,13 +6,14 @@ know (ranges, means, codebooks) it learns from the gallery, as an index would.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dml.retrieval.apart import Blocks, Part, take, within
 from dml.retrieval.ranks import rank_blocks
 from dml.retrieval.rows import Ranks
 from dml.retrieval.tiles import squared_distances
@@ -105,14 +106,17 @@ def code_blocks(
     gallery_labels: np.ndarray | None,
     own: np.ndarray | None,
     *,
+    apart: Sequence[Part] | None,
     shortlist: int,
     share: tuple[int, int],
     add_up: AddUp,
-) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, Ranks]]]]:
+) -> Iterator[tuple[str, Blocks]]:
     """The ranks in the code, and those where the nearest of the code are ranked again by the embeddings themselves.
 
     Args:
         name: of a code without a `problem_of`. The others are as for `rank_blocks`; embeddings of unit length.
+        apart: the queries of each group with the images that they may find; None: all find all. Codes are those of the
+            whole gallery.
         shortlist: how many are ranked again; the others follow as the code ranks them.
 
     Yields:
@@ -123,12 +127,23 @@ def code_blocks(
     title = f"{name}-{bytes_of(name, x.shape[1])}B"
     queries, codes = coded(name, x, gallery, share, add_up)
 
-    def ranked() -> Iterator[tuple[np.ndarray, Ranks]]:
-        return rank_blocks(queries, labels, codes, gallery_labels, own, share=share, add_up=add_up)
+    parts = [Part(None, None, own)] if apart is None else apart
 
-    yield title, ranked()
-    again = _Again(x, queries, gallery, codes, labels, gallery_labels, own, shortlist)
-    yield f"{title}-reranked", again.blocks(ranked(), share, add_up)
+    def taken(part: Part, *sides: tuple[Any, ...]) -> Iterator[Any]:
+        for values, index in zip(sides, (part.queries, part.rest), strict=True):
+            yield from (take(one, index) for one in values)
+
+    def ranked(part: Part) -> Blocks:
+        asked, asked_labels, there, there_labels = taken(part, (queries, labels), (codes, gallery_labels))
+        return rank_blocks(asked, asked_labels, there, there_labels, part.own, share=share, add_up=add_up)
+
+    def ranked_again(part: Part) -> Blocks:
+        x_, queries_, labels_, *there = taken(part, (x, queries, labels), (gallery, codes, gallery_labels))
+        again = _Again(x_, queries_, labels_, there[0], there[1], there[2], part.own, shortlist)
+        return again.blocks(ranked(part), share, add_up)
+
+    yield title, within(parts, ranked)
+    yield f"{title}-reranked", within(parts, ranked_again)
 
 
 class _Again:
@@ -145,9 +160,9 @@ class _Again:
         self,
         x: Tensor,
         queries: Tensor,
+        labels: np.ndarray,
         gallery: Tensor,
         codes: Tensor,
-        labels: np.ndarray,
         gallery_labels: np.ndarray,
         own: np.ndarray | None,
         shortlist: int,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dml.retrieval import metrics as m
 from dml.retrieval.after_search import AfterSearch
+from dml.retrieval.apart import Blocks, Part, parts_of, searched_apart
 from dml.retrieval.by_class import by_class
 from dml.retrieval.codes import check_code, code_blocks, problem_of
 from dml.retrieval.labels import class_numbers
@@ -133,7 +134,7 @@ class Evaluator:
                 rows of the gallery that equal a query's are found.
             plain: leave out what `also` and `codes` name.
             groups, gallery_groups: [N] and [G], what each image is one of (a camera, a session): a query is searched
-                among the images of other groups only. None: among all.
+                among the images of other groups only, also by what `also` and `codes` name. None: among all.
             share: (r, n): this is process r of n, all of which hold the same embeddings and share the work.
             add_up: adds an array of all processes up.
             progress: of the clustering, which takes longest: is told how many iterations of how many are done.
@@ -152,24 +153,21 @@ class Evaluator:
             if rows is not None and numbers is not None and len(rows) != len(numbers):
                 raise ValueError(f"evaluation takes as many {what} as embeddings, not {len(numbers)} for {len(rows)}")
         own = _own_index(own_index, x, g)
-        apart = None if groups is None else list(_apart(groups, groups if g is None else gallery_groups, x, g, own))
-        available = len(x) - 1 if g is None else len(g) - int(own is not None and (own >= 0).any())
-        if apart is not None:
-            if not plain and (self.codes or self.also):
-                raise ValueError(
-                    "evaluator.codes and evaluator.also are not possible with images of groups (data.group_column)"
-                )
-            available = min(len(rest) for _, rest, _ in apart)
+        images, apart = len(x if g is None else g), None
+        available = images - int(g is None or (own is not None and bool((own >= 0).any())))
+        if groups is not None:
+            apart = parts_of(groups, groups if g is None else gallery_groups, len(x), images, own)
+            available = min(len(part.rest) - (part.own is not None) for part in apart if part.rest is not None)
         if {"recall", "precision"} & {*self.metrics} and max(self.ks) > available:
             raise ValueError(f"evaluator.ks asks for {max(self.ks)} neighbours, but a query can have 1 to {available}")
         for name in () if plain else self.codes:
-            if said := problem_of(name, x.shape[1], len(x if g is None else g)):
+            if said := problem_of(name, x.shape[1], images):
                 raise ValueError(said)
         positives = positive_counts(y, g_labels, own)
         if apart is not None:
             among_labels = y if g_labels is None else g_labels
-            for queries, rest, own_there in apart:
-                positives[queries] = positive_counts(y[queries], among_labels[rest], own_there)
+            for part in apart:
+                positives[part.queries] = positive_counts(y[part.queries], among_labels[part.rest], part.own)
         if not positives.any():
             raise ValueError("no query has another image of its class to find: retrieval metrics are undefined")
         results: dict[str, float] = {}
@@ -181,17 +179,7 @@ class Evaluator:
             else:
                 ranked, among = x, g
             search = partial(self._blocks, wanted=wanted, positives=positives, share=share, add_up=add_up)
-            if apart is None:
-                blocks = search(ranked, y, among, g_labels, own)
-            else:
-                pool, pool_labels = (ranked, y) if among is None or g_labels is None else (among, g_labels)
-                blocks = (
-                    (queries[some], ranks)
-                    for queries, rest, own_there in apart
-                    for some, ranks in search(
-                        _rows(ranked, queries), y[queries], _rows(pool, rest), pool_labels[rest], own_there
-                    )
-                )
+            blocks = searched_apart(search, apart, ranked, y, among, g_labels, own)
             results, self.per_query = self._of_ranks(blocks, positives > 0)
         if clustered := [name for name in _CLUSTERED if name in self.metrics]:
             # One process clusters; what the others add is nothing.
@@ -199,7 +187,7 @@ class Evaluator:
             if share[0] == 0:
                 values = m.of_clusters(clustered, _numpy(x), y, self.nmi_seed, self.nmi_restarts, progress)
             results |= zip(clustered, add_up(np.array([values[name] for name in clustered])).tolist(), strict=True)
-        for name, blocks in () if plain else self._further(x, y, g, g_labels, own, share=share, add_up=add_up):
+        for name, blocks in () if plain else self._further(apart, x, y, g, g_labels, own, share=share, add_up=add_up):
             found, _ = self._of_ranks(blocks, positives > 0)
             results |= {f"{name}/{metric}": value for metric, value in found.items()}
         if return_per_class:
@@ -218,7 +206,7 @@ class Evaluator:
         positives: np.ndarray,
         share: tuple[int, int],
         add_up: Callable[[np.ndarray], np.ndarray],
-    ) -> Iterable[tuple[np.ndarray, Ranks]]:
+    ) -> Blocks:
         """The ranks of some queries at a time, by their indices."""
         if self.backend == "ranks":
             only = wanted <= {"recall", "mrr"}
@@ -227,12 +215,12 @@ class Evaluator:
         rows = None if among is None else _numpy(among)
         return searched_blocks(_numpy(ranked), y, rows, g_labels, own, depth=depth)
 
-    def _further(self, *sides: Any, **given: Any) -> Iterator[tuple[str, Iterator[tuple[np.ndarray, Ranks]]]]:
+    def _further(self, apart: Sequence[Part] | None, *sides: Any, **given: Any) -> Iterator[tuple[str, Blocks]]:
         """The names and the ranks of what is searched beside the embeddings themselves."""
         for name, other in self.also.items():
-            yield name, other.blocks(*sides, **given)
+            yield name, searched_apart(other.blocks, apart, *sides, **given)
         for name in self.codes:
-            yield from code_blocks(name, *sides, shortlist=self.shortlist, **given)
+            yield from code_blocks(name, *sides, apart=apart, shortlist=self.shortlist, **given)
 
     def _of_ranks(
         self, blocks: Iterable[tuple[np.ndarray, Ranks]], some: np.ndarray
@@ -293,29 +281,6 @@ def _own_index(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray | None
                 stacklevel=3,
             )
     return None
-
-
-def _apart(
-    groups: Any, gallery_groups: Any, x: Tensor, g: Tensor | None, own: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """For each group its queries, the rows of the other groups that they are searched in, and where they are there."""
-    sides = [(np.asarray(groups), len(x), "groups")]
-    sides += [(np.asarray(gallery_groups), len(x if g is None else g), "gallery_groups")]
-    for values, count, what in sides:
-        if values.shape != (count,):
-            raise ValueError(f"evaluation takes {what} [{count}], one for each embedding, not {list(values.shape)}")
-    for group in np.unique(sides[0][0]):
-        queries, rest = np.flatnonzero(sides[0][0] == group), np.flatnonzero(sides[1][0] != group)
-        if not len(rest):
-            raise ValueError(f"all images that are searched are of the group {group}: its queries find nothing")
-        place = np.full(sides[1][1], -1)
-        place[rest] = np.arange(len(rest))
-        there = None if own is None else np.where(own[queries] >= 0, place[own[queries]], -1)
-        yield queries, rest, there if there is not None and (there >= 0).any() else None
-
-
-def _rows(x: Tensor, index: np.ndarray) -> Tensor:
-    return x[torch.from_numpy(index).to(x.device)]
 
 
 def _checked(own_index: Any, x: Tensor, g: Tensor | None) -> np.ndarray:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dml.printable import printable, tolerant_output
 
@@ -137,13 +136,15 @@ def _add_search(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
 def _add_export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("run", metavar="RUN", type=_path, help="folder of a finished run, or a checkpoint")
     parser.add_argument(
-        "data", metavar="data.KEY=VALUE", nargs="*", help="where the run's images are now: data.root=DIR"
+        "data", metavar="data.KEY=VALUE", nargs="*", help="where the run's images are now: data.root=DIR; or others"
     )
     parser.add_argument("--out", type=_path, default=Path("export"), help="folder; %(default)s")
+    parser.add_argument("--sample", metavar="N", type=_positive, help="compare by about N test images; all by default")
     parser.add_argument("--only", help="of safetensors,torch,onnx,float16,int8; all by default")
     parser.add_argument("--trust", action="store_true", help=_TRUST)
 
     def run(given: argparse.Namespace) -> None:
+        from dml.use.data import settings_of
         from dml.use.export import export, table
         from dml.use.formats import FORMATS
         from dml.use.trained import load
@@ -151,8 +152,9 @@ def _add_export(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
         formats = FORMATS if given.only is None else tuple(given.only.split(","))
         if unknown := [name for name in formats if name not in FORMATS]:
             raise ValueError(f"--only {unknown[0]} is not possible: there is {', '.join(FORMATS)}")
-        data = _of_data(given.data)
-        print(table(export(load(given.run, trust=given.trust), formats, given.out, data)))
+        data = settings_of(given.data)
+        model = load(given.run, trust=given.trust)
+        print(table(export(model, formats, given.out, data, given.sample)))
         print(f"Files: {given.out}")
         if "safetensors" in formats:
             print(f"\nWith plain timm ({given.out}/use.py):\n\n{(given.out / 'use.py').read_text()}")
@@ -174,13 +176,14 @@ def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
     def run(given: argparse.Namespace) -> None:
         if given.push and not given.name:
             raise ValueError("--push needs --name OWNER/NAME")
+        from dml.use.data import settings_of
         from dml.use.publish import Publication, publish, push
         from dml.use.trained import load
 
         if not (given.push and (given.out / "README.md").is_file()):
             if not (given.run / "metrics.json").is_file():
                 raise ValueError(f"{given.run} is no folder of a finished run (it has no metrics.json)")
-            data = _of_data(given.data)
+            data = settings_of(given.data)
             model = load(given.run, trust=given.trust)
             publish(model, given.run, given.seeds, given.out, data, Publication(given.name, given.license))
             print(f"Written: {given.out}; README.md is the model card, and retrieval.png shows images")
@@ -188,12 +191,6 @@ def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
             print(f"At the hub: {push(given.out, given.name, given.private)}")
 
     return run
-
-
-def _of_data(given: list[str]) -> dict[str, Any]:
-    from dml.use.data import settings_of
-
-    return {key.removeprefix("data."): value for key, value in settings_of(given).items()}
 
 
 _COMMANDS = {

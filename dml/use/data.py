@@ -119,9 +119,7 @@ def images_of_data(model: Trained, settings: dict[str, Any], only: Collection[st
     Raises:
         ValueError: a setting is none, or the data cannot be read, or has no such part; names the key.
     """
-    config, own = _config(model, settings)
-    if said := [problem.said for problem in problems_of({"data": config}, _Data)]:
-        raise ValueError("\n".join(said))
+    config, own = _checked(model, settings)
     most = config.get("max_bad", 10) if config.get("on_error") == "skip" else None
     source, validation = _read(model, config, own)
     parts = {name: records for name, records in source.parts(validation).items() if len(records)}
@@ -134,6 +132,13 @@ def images_of_data(model: Trained, settings: dict[str, Any], only: Collection[st
         _say(line)
     labelled = not (config["_target_"] == "dml.data.table.load" and config.get("label_column", "") is None)
     return _joined(model, source.name, parts, labelled)._replace(max_bad=most)
+
+
+def _checked(model: Trained, settings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    config, own = _config(model, settings)
+    if said := [problem.said for problem in problems_of({"data": config}, _Data)]:
+        raise ValueError("\n".join(said))
+    return config, own
 
 
 def _config(model: Trained, settings: dict[str, Any]) -> tuple[dict[str, Any], bool]:
@@ -155,6 +160,16 @@ def _config(model: Trained, settings: dict[str, Any]) -> tuple[dict[str, Any], b
             config["label_column"] = None
     tested = data_to_test(config, set(settings))
     return tested, own and tested == config
+
+
+def source_of_settings(model: Trained, settings: dict[str, Any]) -> Source:
+    """What settings of the data name, where all of it is tested unless it says what trains.
+
+    Raises:
+        ValueError: as `images_of_data` does.
+    """
+    config, own = _checked(model, settings)
+    return _read(model, config, own)[0]
 
 
 def _read(model: Trained, config: dict[str, Any], own: bool) -> tuple[Source, Records | None]:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from torch import Tensor
 from dml.app.build import read_parts
 from dml.data.cache import COLUMNS
 from dml.data.dataset import ImageDataset, Records, Source
+from dml.retrieval.apart import parts_of, take
 from dml.retrieval.evaluator import normalized
 from dml.retrieval.metrics import recall_at_k
 from dml.retrieval.ranks import positive_ranks
+from dml.retrieval.rows import Ranks
+from dml.use.data import source_of_settings
 from dml.use.formats import Embed, Written, write_formats
 from dml.use.trained import Trained
 from dml.whole_file import whole_folder, write_whole
@@ -26,14 +30,17 @@ _CALIBRATION, _BATCH = 256, 32  # training images that int8 chooses its scales b
 _CLOSE = 1e-3  # largest difference, as a share of the longest embedding, of a file that computes in float32
 
 
-def export(model: Trained, formats: Sequence[str], out: Path, data: dict[str, Any]) -> dict[str, Any]:
+def export(
+    model: Trained, formats: Sequence[str], out: Path, data: dict[str, Any], images: int | None = None
+) -> dict[str, Any]:
     """Write the formats into a folder, with what each is worth in export.json.
 
     Args:
         model: on the CPU.
         formats: of formats.FORMATS.
         out: the folder.
-        data: keys of the run's data group that are others now, as root.
+        data: settings of the data, as of a command line: others than the run's, or data=NAME for other images.
+        images: compare by about so many images, of classes that are drawn at random; None: by all of the test part.
 
     Returns:
         What export.json holds.
@@ -45,8 +52,16 @@ def export(model: Trained, formats: Sequence[str], out: Path, data: dict[str, An
     """
     with whole_folder(out) as folder:
         source = source_of(model, data)
+        if "int8" in formats and not len(source.train):
+            raise ValueError(
+                "int8 takes its scales from training images, and these data have none: give data.train_fraction=0.5, "
+                "or leave int8 out by --only"
+            )
+        total = sum(map(len, _tested(source)))
+        source = source if images is None else _some_classes(source, images)
         written = list(write_formats(model, formats, folder, lambda: _calibration(model, source.train)))
         report = compare(model, source, written)
+        report["test"]["of"] = total
         for file in report["files"]:
             file["megabytes"] = round((folder / file["file"]).stat().st_size / 1e6, 2)
         write_whole(folder / "export.json", (json.dumps(report, indent=2) + "\n").encode())
@@ -59,21 +74,48 @@ def source_of(model: Trained, data: dict[str, Any]) -> Source:
     Raises:
         ValueError: it cannot be read.
     """
-    config = {**model.config, "progress_bar": False, "data": {**model.config["data"], **data}}
+    if "data" in data:  # other images than the run's
+        return source_of_settings(model, data)
+    keys = {key.removeprefix("data."): value for key, value in data.items()}
+    config = {**model.config, "progress_bar": False, "data": {**model.config["data"], **keys}}
     cfg = OmegaConf.create(config)
     assert isinstance(cfg, DictConfig)
     try:
         return read_parts(cfg)[0]
     except ValueError as error:
         raise ValueError(
-            f"the run's data, by which an export is verified, cannot be read: {error}. data.root=DIR says where it is"
+            f"the run's data, by which an export is verified, cannot be read: {error}. data.root=DIR says where it is; "
+            "data=folder data.root=DIR verifies by other images"
         ) from error
+
+
+def _tested(source: Source) -> list[Records]:
+    return [part for part in (source.test, source.gallery) if part is not None]
+
+
+def _some_classes(source: Source, images: int) -> Source:
+    """Whole classes of the test part, as many as it takes to have so many images; two at least."""
+    most = max(part.num_classes for part in _tested(source))
+    sizes = np.sum([np.bincount(part.labels, minlength=most) for part in _tested(source)], axis=0)
+    asked = np.random.default_rng(0).permutation(np.unique(source.test.labels))
+    classes = asked[: max(2, 1 + int(np.searchsorted(np.cumsum(sizes[asked]), images)))]
+
+    def some(records: Records) -> Records:
+        kept = np.flatnonzero(np.isin(records.labels, classes))
+        named = {key: getattr(records, key) for key in ("labels", "boxes", "groups")}
+        chosen = {key: values[kept] for key, values in named.items() if values is not None}
+        images = records.images
+        some = images[kept] if isinstance(images, np.ndarray) else [images[i] for i in kept.tolist()]
+        return replace(records, images=some, **chosen)
+
+    return replace(source, test=some(source.test), gallery=None if source.gallery is None else some(source.gallery))
 
 
 def _batches(model: Trained, records: Records, rows: Sequence[int]) -> Iterator[Tensor]:
     """Images of some rows as the run tests them, uint8 [b, 3, H, W] or [b, crops, 3, H, W]."""
     transforms = model.transforms
-    images = ImageDataset(records, transforms.test, decode=transforms.decode, crop_to_box=transforms.crop_to_box)
+    cut = transforms.crop_to_box and records.boxes is not None
+    images = ImageDataset(records, transforms.test, decode=transforms.decode, crop_to_box=cut)
     for start in range(0, len(rows), _BATCH):
         yield torch.stack([images[row][0] for row in rows[start : start + _BATCH]]).contiguous()
 
@@ -92,7 +134,7 @@ def compare(model: Trained, source: Source, written: Sequence[Written]) -> dict[
         ValueError: a file that computes in float32 gives other embeddings.
     """
     ways: list[Embed] = [model.learner, *(file.embed for file in written)]
-    parts = [part for part in (source.test, source.gallery) if part is not None]
+    parts = _tested(source)
     seconds = np.zeros(len(ways))
     sides: list[list[Tensor]] = []  # of each part, the embeddings of each way
     with Progress(*COLUMNS) as bar:
@@ -140,9 +182,17 @@ def compare(model: Trained, source: Source, written: Sequence[Written]) -> dict[
     }
 
 
-def _ranks(source: Source, queries: Tensor, gallery: Tensor | None = None) -> Any:
-    labels = None if source.gallery is None else source.gallery.labels
-    return positive_ranks(queries, source.test.labels, gallery, labels, source.own_index)
+def _ranks(source: Source, queries: Tensor, gallery: Tensor | None = None) -> Ranks:
+    labels, own, test = None if source.gallery is None else source.gallery.labels, source.own_index, source.test
+    if test.groups is None:
+        return positive_ranks(queries, test.labels, gallery, labels, own)
+    pool, among = (queries, test) if gallery is None or source.gallery is None else (gallery, source.gallery)
+    found = []
+    for part in parts_of(test.groups, among.groups, len(queries), len(pool), own):
+        there, classes = take(pool, part.rest), take(among.labels, part.rest)
+        asked = take(queries, part.queries), take(test.labels, part.queries)
+        found.append(positive_ranks(*asked, there, classes, part.own))
+    return Ranks(*(np.concatenate([getattr(one, name) for one in found]) for name in ("ranks", "counts")))
 
 
 def table(report: dict[str, Any]) -> str:
@@ -157,4 +207,7 @@ def table(report: dict[str, Any]) -> str:
             f"{file['file']:<20} {file['megabytes']:>8} {of:>20} {file['recall@1']:>9.4f} {change:>+8.4f} "
             f"{file['milliseconds_per_image']:>9}"
         )
-    return "\n".join([*lines, f"Ranks of all positives in the test of {test['data']}, {test['images']:,} images."])
+    some = f" of {test['of']:,}, of classes drawn at random" if test["of"] > test["images"] else ""
+    return "\n".join(
+        [*lines, f"Ranks of all positives in the test of {test['data']}, {test['images']:,} images{some}."]
+    )

@@ -1,5 +1,6 @@
 """Which queries are looked at, the image itself never among its neighbours; what a test leaves beside its result."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -49,6 +50,38 @@ def test_with_a_gallery_images_in_memory_are_others(tmp_path, monkeypatch):
     pictures.draw_examples(parts := built(gallery=True), pictures.look(parts), tmp_path / "retrieval.png")
     example = drawn[0][1][0]
     assert example.found[0][0].getpixel((0, 0)) == example.query.getpixel((0, 0))
+
+
+@pytest.mark.parametrize("gallery", [False, True])
+def test_images_of_the_querys_group_are_no_neighbours(gallery):
+    parts = built(gallery)
+    groups = np.array([*"aabbacccccab"])
+    others = groups[::-1].copy() if gallery else groups
+    test = replace(parts.source.test, groups=groups)
+    parts.source = replace(parts.source, test=test, gallery=replace(test, groups=others) if gallery else None)
+    looked = pictures.look(parts)
+    x, labels = parts.model.test_embeddings[0].numpy()[:, 0], parts.source.test.labels
+    assert looked.grouped and looked.near.shape[1] == min(8, *(int((others != g).sum()) for g in groups))
+    positives = [sum(labels[i] == labels[q] and others[i] != groups[q] for i in range(12)) for q in range(12)]
+    assert looked.positives.tolist() == positives
+    assert sorted(looked.sample) == [q for q in range(12) if positives[q]] and len(looked.sample) < 12
+    for query, near in zip(looked.sample, looked.near, strict=True):
+        allowed = [i for i in range(12) if others[i] != groups[query]]
+        nearest = sorted(allowed, key=lambda i, q=query: (abs(x[i] - x[q]), i))
+        assert near.tolist() == nearest[: len(near)]
+
+
+def test_pictures_show_the_box_that_the_network_saw(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "draw_neighbours", lambda groups, path: drawn.extend(groups) or path)
+    parts = built(gallery=False)
+    boxes = np.tile([2.0, 3.0, 10.0, 7.0], (12, 1))
+    parts.source = replace(parts.source, test=replace(parts.source.test, boxes=boxes))
+    for cut, size in ((False, (12, 12)), (True, (8, 4))):
+        drawn.clear()
+        parts.model.config = {"transform": {"crop_to_box": cut}}
+        pictures.draw_examples(parts, pictures.look(parts), tmp_path / "retrieval.png")
+        assert {image.size for _, lines in drawn for line in lines for image, _ in line.found} == {size}
 
 
 def test_a_picture_that_fails_is_told_and_ends_nothing(tmp_path, caplog):

@@ -144,12 +144,38 @@ def test_a_data_set_of_hugging_face(tmp_path, monkeypatch, shards):
         load(name=str(tmp_path / "nowhere"))
 
 
-def test_a_run_of_a_table(tmp_path):
-    rows = [(f"{c}/{i}.png", f"c{c}", "train" if c < 5 else "test", str(i % 2)) for c in range(7) for i in range(4)]
-    file = write(tmp_path, "path,label,split,group", rows)
+def test_a_run_of_a_table_with_boxes_and_groups(tmp_path):
+    rows = [
+        (f"{c}/{i}.png", f"c{c}", "train" if c < 5 else "test", str(i % 2), "0 1 5 4")
+        for c in range(7)
+        for i in range(4)
+    ]
+    file = write(tmp_path, "path,label,split,group,box", rows)
     batch = ("batch.classes_per_batch=3", "batch.samples_per_class=2", "evaluator.ks=[1]", "data.val_fraction=0.4")
-    run = train(tmp_path / "run", "data=table", f"data.file={file}", *batch)
-    assert 0 <= run.metrics["test/recall@1"] <= 1
+    more = ("evaluator.normalize=true", "evaluator.codes=[int8]", "transform.crop_to_box=true")
+    given = ("data=table", f"data.file={file}", *batch)
+    run = train(tmp_path / "run", *given, *more, "+evaluator.also.qe._target_=dml.retrieval.expansion.QueryExpansion",
+                "+evaluator.also.qe.neighbours=2")  # fmt: skip
+    assert 0 <= run.metrics["test/int8-2B/recall@1"] <= 1 and "test/qe/recall@1" in run.metrics
+    assert "Images of the query's own group are left out" in (run.folder / "report.html").read_text()
+    with pytest.raises(ValueError, match=r"evaluator.ks=\[5\] asks for more neighbours than the 4 that a query of the"):
+        train(tmp_path / "other", *given, "evaluator.ks=[5]")
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ("xxxx", "all images that the test part is searched in are of the group x"),
+        ("xxyy", "no query of the test part has an image of its class in another group"),
+        ("xyx", "1 image of 4 have no group"),
+    ],
+)
+def test_groups_that_leave_nothing_to_find_are_told_before_the_training(tmp_path, groups, said):
+    rows = [(f"t/{i}.png", f"t{i // 3}", "train", "") for i in range(18)]
+    rows += [(f"{i}.png", f"c{i // 2}", "test", group) for i, group in enumerate(groups.ljust(4))]
+    file = write(tmp_path, "path,label,split,group", rows)
+    with pytest.raises(ValueError, match=said):
+        train(tmp_path / "run", "data=table", f"data.file={file}", "batch.classes_per_batch=2", "evaluator.ks=[1]")
 
 
 def test_rows_for_validation_that_a_protocol_does_not_use_are_told(tmp_path, caplog):

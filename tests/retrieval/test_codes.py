@@ -72,6 +72,33 @@ def test_ranks_in_codes_and_after_a_second_look(name, gallery):
     assert {metric: result[metric] for metric in plain} == plain
 
 
+def masked(order, groups, g_groups):
+    """A ranking without the images of the query's own group."""
+    return [[i for i in row if g_groups[i] != group] for row, group in zip(order, groups, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["int8", "binary", "first4"])
+@pytest.mark.parametrize("gallery", [False, True])
+def test_images_of_a_group_do_not_find_each_other_in_codes_either(name, gallery):
+    x, y = data(60, seed=1)
+    groups = np.random.default_rng(0).integers(0, 3, 60)
+    g, g_labels, g_groups, own, given = x, y, groups, np.arange(60), {}
+    if gallery:
+        g, g_labels = data(80, seed=2)
+        g_groups = np.random.default_rng(1).integers(0, 3, 80)
+        own = np.full(60, -1)
+        own[:5] = np.arange(10, 15)
+        given = {"gallery": g, "gallery_labels": g_labels, "own_index": own, "gallery_groups": g_groups}
+    result = Evaluator(ks=KS, metrics=RANKED, codes=[name], shortlist=7)(x, y, groups=groups, **given)
+    # Codes are those of the whole gallery, as in an index.
+    queries, codes = coded(name, torch.from_numpy(x), torch.from_numpy(g), (0, 1), lambda values: values)
+    order = masked(oracle.ranking(queries.numpy(), codes.numpy(), own)[0], groups, g_groups)
+    title = f"{name}-{bytes_of(name, DIM)}B"
+    for key, ranking in ((title, order), (f"{title}-reranked", looked_again(order, x, g, 7))):
+        wanted = oracle.scores(ranking, y, g_labels, KS)
+        assert {metric: result[f"{key}/{metric}"] for metric in wanted} == pytest.approx(wanted, rel=1e-12), key
+
+
 def test_a_product_quantiser_takes_the_nearest_of_256_centroids():
     x, y = data(400)
     result = Evaluator(ks=KS, metrics=RANKED, codes=["pq2"], shortlist=20)(x, y)

@@ -6,6 +6,8 @@ import torch
 
 from dml.retrieval import metrics
 from dml.retrieval.evaluator import BACKENDS, METRICS, Evaluator
+from dml.retrieval.expansion import Augmentation, QueryExpansion
+from dml.retrieval.reranking import KReciprocal
 from tests.retrieval import oracle
 
 KS = (1, 2, 5)
@@ -493,3 +495,22 @@ def test_images_of_a_group_do_not_find_each_other(backend, gallery):
     assert found == pytest.approx({"recall@1": np.mean(firsts), "map": np.mean(precisions)})
     with pytest.raises(ValueError, match="all images that are searched are of the group a"):
         evaluate(x, labels, groups=["a"] * 60)
+
+
+@pytest.mark.parametrize("gallery", [False, True])
+def test_what_follows_a_search_sees_no_image_of_the_querys_group(gallery):
+    x, labels = oracle.embeddings_and_labels("random", 60, 5, 4)
+    x = oracle.normalised(x)
+    groups = np.random.default_rng(1).integers(0, 3, 60)
+    g, g_labels, g_groups = (each[10:50] for each in (x, labels, groups)) if gallery else (x, labels, groups)
+    also = {"qe": QueryExpansion(neighbours=3), "dba": Augmentation(neighbours=2), "kr": KReciprocal(k1=4, k2=2)}
+    evaluate = Evaluator(ks=(1, 3), metrics=("recall",), also=also)
+    given = {"gallery": g, "gallery_labels": g_labels, "gallery_groups": g_groups} if gallery else {}
+    found = evaluate(x, labels, groups=groups, **given)
+    expected = dict.fromkeys(found, 0.0)
+    for group in range(3):  # as if the images of the group were not there
+        mine, rest = groups == group, g_groups != group
+        part = evaluate(x[mine], labels[mine], gallery=g[rest], gallery_labels=g_labels[rest])
+        for name, value in part.items():
+            expected[name] += value * mine.sum() / 60
+    assert found == pytest.approx(expected) and {"qe/recall@1", "dba/recall@1", "kr/recall@3"} <= found.keys()

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from dml.retrieval.evaluator import Evaluator
-from dml.use.export import compare, source_of
+from dml.use.export import _batches, compare, source_of
 from dml.use.formats import Written, _write_timm
 from dml.use.missing import optional
 from tests.use.conftest import refused, run
@@ -126,3 +127,30 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it():
     with pytest.raises(ValueError, match=r"^ONNX needs the package nosuch: pip install 'dml\[onnx\]'$"):
         optional("nosuch.part", "onnx", "ONNX")
     assert optional("numpy", "onnx", "ONNX") is np
+
+
+def test_a_sample_of_classes_or_other_images_will_do(finished, tree, tmp_path, capsys):
+    command = ("export", finished.folder, "--only", "safetensors", "--out")
+    run(*command, tmp_path / "some", "--sample", 9)
+    assert "11 images of 22, of classes drawn at random" in capsys.readouterr().out
+    test = json.loads((tmp_path / "some" / "export.json").read_text())["test"]
+    assert (test["images"], test["ranks"], test["of"]) == (11, 5 * 4 + 6 * 5, 22)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for c in (0, 1):
+        (moved / f"c{c}").symlink_to(tree / f"class{c}")
+    run(*command, tmp_path / "other", "data=folder", f"data.root={moved}")
+    test = json.loads((tmp_path / "other" / "export.json").read_text())["test"]
+    assert (test["data"], test["images"], test["ranks"]) == ("moved", 10, 40)
+    said = refused("export", finished.folder, "--out", tmp_path / "no", "data=folder", f"data.root={moved}")
+    assert "int8 takes its scales from training images" in said and not (tmp_path / "no").exists()
+
+
+def test_ranks_are_those_of_other_groups_where_the_data_has_groups(model, finished):
+    source = source_of(model, {})
+    groups = np.random.default_rng(0).integers(0, 2, len(source.test)).astype(str)
+    source = replace(source, test=replace(source.test, groups=groups))
+    (file,) = compare(model, source, [Written("x", model.learner, True)])["files"]
+    embeddings = torch.cat([model(images) for images in _batches(model, source.test, range(len(groups)))])
+    found = Evaluator(ks=[1], metrics=["recall"])(embeddings, source.test.labels, groups=groups)
+    assert file["recall@1"] == found["recall@1"] and file["ranks_that_differ"] == 0
