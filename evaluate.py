@@ -22,7 +22,7 @@ def _run(cfg: DictConfig) -> None:
     from dml.app.settings import Evaluation, Training
 
     check_early(cfg, Evaluation if "ckpt_path" in cfg else Training)
-    from dml.app.run import run_evaluate
+    from dml.app.evaluation import run_evaluate
 
     run_evaluate(cfg)
 

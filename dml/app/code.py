@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-_CORE = "dml.app.run"  # trains, tests and evaluates
+_CORE = ("dml.app.run", "dml.app.evaluation")  # trains and tests; evaluates
 _AFTER = "dml.report"  # reads what is finished
 # The row has their versions.
 _LIBRARIES = frozenset({"torch", "torchvision", "timm", "pytorch_lightning", "lightning_fabric", "lightning"})
@@ -40,7 +40,7 @@ def code_version(cfg: DictConfig | Mapping[str, Any]) -> str:
 def used_files(targets: Iterable[str]) -> dict[str, Path]:
     """Module -> its file, of all that a run with parts of these names uses."""
     used: dict[str, Path] = {}
-    waiting = _modules(_CORE, used, installed=True)
+    waiting = [module for name in _CORE for module in _modules(name, used, installed=True)]
     for target in targets:
         if target.partition(".")[0] not in _LIBRARIES:
             waiting += _modules(target, used, installed=True)

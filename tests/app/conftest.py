@@ -14,7 +14,8 @@ from omegaconf import DictConfig, open_dict
 from PIL import Image
 
 from dml.app.checkpoint import offer_trained_config
-from dml.app.run import run_evaluate, run_train
+from dml.app.evaluation import run_evaluate
+from dml.app.run import run_train
 
 ROOT = Path(__file__).resolve().parents[2]
 QUIET = ("progress_bar=false", "trainer.accelerator=cpu")

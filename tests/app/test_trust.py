@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf, open_dict
 
 from dml.app.checkpoint import read_to_evaluate
-from dml.app.run import run_evaluate
+from dml.app.evaluation import run_evaluate
 from dml.app.secrets import NoSecrets, secrets_in
 from dml.app.trust import is_harmless
 from dml.data.transforms import Transforms
@@ -45,7 +45,7 @@ from tests.test_conf import CONF, choices
         "torchvision.datasets.ImageFolder",
         "pytorch_lightning.Trainer",
         "pytorch_lightning.LightningModule.load_from_checkpoint",
-        "dml.app.run.os.system",
+        "dml.app.launch.os.system",
         "dml.app.run.run_train",
         "dml.app.launch.run_as_command",
         "dml.app.checkpoint.read_checkpoint",

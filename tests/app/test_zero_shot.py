@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 
 from dml.app.command import checkpoint_given, is_zero_shot
+from dml.app.evaluation import run_evaluate
 from dml.app.keys import check_early
 from dml.app.make import make
-from dml.app.run import run_evaluate
 from dml.app.settings import Training
 from dml.data import digits
 from dml.models.backbones import create_backbone
