@@ -1,5 +1,6 @@
 """Writes the pages of all config keys from the config files and the signatures that they are held against."""
 
+import itertools
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -169,14 +170,26 @@ def _cell(text: str) -> str:
 
 
 def _head(text: str) -> Iterator[str]:
-    """The comment that a file begins with; as it stands if there are commands in it."""
-    lines = re.match(r"(?:#.*\n)*", text)
-    assert lines is not None
-    said = [line.removeprefix("#").removeprefix(" ") for line in lines[0].splitlines() if "@package" not in line]
-    if any("python " in line for line in said):
-        yield "\n".join(["```text", *said, "```\n"])
-    elif said:
-        yield _linked(" ".join(said).replace("<", "&lt;").replace("*", "\\*")) + "\n"
+    """The comment that a file begins with: paragraphs, and its commands in boxes."""
+    found = re.match(r"(?:#.*\n)*", text)
+    assert found is not None
+    blocks: list[tuple[bool, str]] = []  # whether it is a command
+    for line in found[0].splitlines():
+        said = line.removeprefix("#").removeprefix(" ")
+        command = re.fullmatch(r" *(?:(.*:) +)?(python .*)", said)
+        if command and command[1]:
+            blocks.append((False, command[1]))
+        if command or (said.startswith(" ") and blocks and blocks[-1][0]):
+            blocks.append((True, command[2] if command else said))
+        elif "@package" not in said:
+            goes_on = blocks and not blocks[-1][0] and not re.match(r"[A-Z][\w ]*: ", said)
+            blocks.append((False, f"{blocks.pop()[1]} {said}" if goes_on else said))
+    for is_command, part in itertools.groupby(blocks, key=lambda block: block[0]):
+        lines = [said for _, said in part]
+        if is_command:
+            yield "\n".join(["```", *lines, "```\n"])
+        else:
+            yield "".join(_linked(line.replace("<", "&lt;").replace("*", "\\*")) + "\n\n" for line in lines)
 
 
 def _settings(text: str) -> str:
