@@ -53,7 +53,7 @@ class ContrastiveLoss(nn.Module):
             return torch.where(same, squared, self._room(squared, root(squared))).sum(dim=1)
 
         if anchors is None:  # the matrix holds every unordered pair twice
-            return sum_over_rows(embeddings, terms, symmetric=True) / (2 * count)
+            return sum_over_rows(embeddings, terms) / (2 * count)
         rows = torch.arange(anchors, device=labels.device)
         return sum_over_rows(embeddings, terms, rows=rows) / count
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
@@ -42,5 +43,8 @@ class GeneralizedLiftedLoss(nn.Module):
 
     def _term(self, row: Row) -> Tensor:
         pull = log_sum_exp(root(row.positives), row.real)
-        push = self.margin + row.log_sum(lambda v: -root(v), lambda v: v.rsqrt().mul_(-0.5).masked_fill_(v == 0, 0))
+        least = torch.finfo(row.values.dtype).tiny  # whose root has a slope
+        push = self.margin + row.log_sum(
+            lambda v: -v.clamp_min(least).sqrt(), lambda v: v.clamp_min(least).rsqrt_().mul_(-0.5)
+        )
         return (pull + push).clamp_min(0)

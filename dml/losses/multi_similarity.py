@@ -5,6 +5,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dml.losses.building_blocks.anchors import Row, log_one_plus_sum, softplus, sum_over_cosines, valid_anchors
 from dml.losses.building_blocks.contract import full_precision, require, zero
@@ -52,17 +53,19 @@ class MultiSimilarityLoss(nn.Module):
         return sum_over_cosines(embeddings, labels, self._term, rows) / len(labels[:anchors])
 
     def _term(self, row: Row) -> Tensor:
-        positive, limit = row.real, row.values.new_full((), torch.inf)
+        # In gaps v = 1 - S.
+        positive, limit = row.real, None
         if self.epsilon is not None:
             with torch.no_grad():
-                # Of gaps 1 - S: the positive with the largest, the negative with the least.
-                limit = row.positives.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+                limit = row.positives.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True) + self.epsilon
                 nearest = row.values.scatter(1, row.of_class, torch.inf).amin(dim=1, keepdim=True)
                 positive = positive & (row.positives + self.epsilon > nearest)
 
         def exponent(v: Tensor) -> Tensor:
-            mined = v.detach() - (self.epsilon or 0) < limit
-            return (self.beta * ((1 - self.base) - v)).masked_fill(~mined, -torch.inf)
+            if limit is None:
+                return self.beta * ((1 - self.base) - v)
+            # What is mined is nearer than the limit. A mask would take longer than all the rest.
+            return functional.threshold(limit - v, 0, -torch.inf).add(1 - self.base - limit).mul(self.beta)
 
         pull = log_one_plus_sum(self.alpha * (row.positives - (1 - self.base)), positive)
         push = softplus(row.log_sum(exponent, lambda v: -self.beta))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 import torch
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
+from torch.nn import functional
 
 from dml.losses.building_blocks.anchors import Row, rows_of_distances, sum_over_distances, unit
 from dml.losses.building_blocks.contract import full_precision, require, zero
@@ -75,17 +76,23 @@ class RankedListLoss(nn.Module):
 
     def _term(self, row: Row) -> tuple[Tensor, Tensor]:
         """L of each anchor [b], and the logarithm of the sum of its weights [b], which has no gradient."""
-        far, of_far = _weighted(root(row.positives) - (self.alpha - self.margin), row.real, self.t_p)
-        near, of_near = _weighted(self.alpha - root(row.values), row.negative, self.t_n)
+        far = (root(row.positives) - (self.alpha - self.margin)).masked_fill(~row.real, -torch.inf)
+        d = row.values.clamp_min(torch.finfo(row.values.dtype).tiny).sqrt()
+        near = (self.alpha - d).scatter(1, row.of_class, -torch.inf)
+        (far, of_far), (near, of_near) = _weighted(far, self.t_p), _weighted(near, self.t_n)
         return (1 - self.balance) * far + self.balance * near, torch.logaddexp(of_far, of_near)
 
 
-def _weighted(excess: Tensor, mask: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
+def _weighted(excess: Tensor, sharpness: float) -> tuple[Tensor, Tensor]:
     """Of each row the mean of what is above 0, weighted by e^(sharpness * it), and the log of the sum of weights."""
     with torch.no_grad():
-        exponent = (sharpness * excess).masked_fill(~mask | (excess <= 0), -math.inf)
-        top = exponent.amax(dim=1, keepdim=True).nan_to_num(neginf=0)
-        weight = (exponent - top).exp()
+        weight = functional.threshold(excess, 0, -torch.inf)
+        top = weight.amax(dim=1, keepdim=True).nan_to_num(neginf=0)
+        weight.sub_(top)
+        if sharpness:
+            weight.mul_(sharpness / math.log(2)).exp2_()
+        else:
+            weight = (weight > -torch.inf).to(excess)
         total = weight.sum(dim=1)
-        share = weight / total.clamp_min(1)[:, None]  # the largest weighs 1, so no sum of some is less
-    return (share * excess).sum(dim=1), total.log() + top[:, 0]
+        weight /= total.clamp_min(1)[:, None]  # the largest weighs 1, so no sum of some is less
+    return (weight * excess.clamp_min(0)).sum(dim=1), total.log() + sharpness * top[:, 0]

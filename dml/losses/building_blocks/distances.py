@@ -1,5 +1,6 @@
 """The matrix of squared distances in blocks of rows, and the way back from their gradient to that of the embeddings."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from dml.losses.building_blocks.pairwise import (
 from dml.products import matmul
 
 _FEW = 64  # entries of a row that are too small for a product's digits, for which a list of fixed length has room
+_WAITING = 2**26  # entries of the whole matrix up to which weights wait for each other, a quarter of them at most
 
 
 class Block(NamedTuple):
@@ -34,6 +36,7 @@ class Block(NamedTuple):
 class Distances:
     """The matrix of squared distances in blocks of rows, and the gradient by x that their weights add up to.
 
+    members: which rows, each once and in ascending order; None: all.
     unsure: small distances are listed without reading how many there are, and this gets whether some were left out.
     """
 
@@ -41,10 +44,13 @@ class Distances:
         self.x, self.share, self.unsure = x, share, unsure
         self.members = torch.arange(len(x), device=x.device) if members is None else members
         self.centred = x - x.mean(dim=0)  # has the smallest norms, and with them the smallest rounding errors
-        self.columns = self.centred.T.contiguous()
         # Of all blocks: what x_i gets by differences and as a row, what as a column, and its own share.
         self.into, self.apart = torch.zeros_like(x), x.new_zeros(len(x))
         self.across: Tensor | None = None
+        # Where all rows come, a pair has a weight in two of them: the first waits for the second, and one product
+        # does for both. By the first row of the second's block: the rows of the first's, and weights.
+        self.mutual, self.start = len(self.members) == len(x) <= _WAITING**0.5, 0
+        self.waiting: dict[int, list[tuple[slice, Tensor]]] = defaultdict(list)
 
     @torch.no_grad()
     def blocks(self) -> Iterator[Block]:
@@ -84,47 +90,72 @@ class Distances:
 
     def parts(self, block: Block) -> Iterator[tuple[Tensor, Tensor]]:
         """Rows of a block with their distances, so many that a CPU keeps what is made of them in its cache."""
-        entries = block_entries(self.x) // (8 if self.x.device.type == "cpu" else 1)
+        entries = block_entries(self.x) // (4 if self.x.device.type == "cpu" else 1)
         step = max(1, entries // self.share // len(self.x))
         yield from zip(block.rows.split(step), block.squared.split(step), strict=True)
 
-    def pull(self, block: Block, *, symmetric: bool = False) -> None:
+    def pull(self, block: Block) -> None:
         """Add the gradient of the squared distances, in whose place their weights [b, m] stand now.
 
-        Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j; if symmetric, the row i gets both, from here
-        and from what j's row would take from it.
+        Each adds 2 weight_ij (x_i - x_j) to row i and takes it from row j. Blocks come in their order.
         """
-        x, rows = self.x, block.rows
-        weight = block.squared.mul_(4 if symmetric else 2)
+        rows, weight = block.rows, block.squared.mul_(2)
+        start, self.start = self.start, self.start + len(rows)
         if block.near is None:
-            # On a GPU the gradient of cdist holds a difference for each of its distances.
-            step = max(1, block_entries(x) // x.numel()) if x.is_cuda else len(rows)
-            for part, pulls in zip(rows.split(step), weight.split(step), strict=True):
-                with torch.enable_grad():
-                    ends = x[part].requires_grad_(), x.clone().requires_grad_()
-                    d = exact_distances(*ends)
-                first, second = torch.autograd.grad(d, ends, pulls * d)
-                self.into[part] += first
-                if not symmetric:
-                    self.into += second
-            return
-        row, column = block.near
+            self._pull_exactly(rows, weight)
+            if not self.waiting[start]:
+                return
+            weight.zero_()
+        else:
+            self._pull_near(block, *block.near)
+        # What is left has x_i and x_j far enough apart to be taken separately.
+        weight.scatter_(1, rows[:, None], 0)
+        if self.mutual:
+            weight = self._with_waiting(start, weight)
+        self.apart[rows] += weight.sum(dim=1)
+        self.into[rows] -= matmul(weight, self.centred[: weight.shape[1]].T)
+        if self.mutual:
+            weight = weight[:, :start].contiguous()
+        if weight.shape[1]:
+            self.apart[: weight.shape[1]] += weight.sum(dim=0)
+            # This way round takes less time on a CPU than weight.T times the rows.
+            if self.across is None:
+                self.across = self.x.new_zeros(self.x.shape[1], len(self.x))
+            self.across[:, : weight.shape[1]] += matmul(self.centred[rows].T, weight.T)
+
+    def _with_waiting(self, start: int, weight: Tensor) -> Tensor:
+        """The weights up to this block's last column, each with that of the other row of its pair; others wait."""
+        stop = start + len(weight)
+        for rows, part in self.waiting.pop(start, ()):
+            weight[:, rows] += part.T
+        own = weight[:, start:stop]
+        own.copy_(own + own.T)
+        for later in range(stop, weight.shape[1], len(weight)):
+            self.waiting[later].append((slice(start, stop), weight[:, later : later + len(weight)].clone()))
+        return weight[:, :stop].contiguous()
+
+    def _pull_near(self, block: Block, row: Tensor, column: Tensor) -> None:
+        """Those computed from differences, whose weights are 0 then."""
+        rows, weight = block.rows, block.squared
         near = weight[row, column]
         if block.real is None or block.mask is None:
             weight[row, column] = 0
         else:
             near = torch.where(block.real, near, 0)
             weight.masked_fill_(block.mask, 0)
-        weight.scatter_(1, rows[:, None], 0)
-        pull(self.into, x, rows[row], column[None], near[None], both=not symmetric)
-        # What is left has x_i and x_j far enough apart to be taken separately.
-        self.apart[rows] += weight.sum(dim=1)
-        self.into[rows] -= matmul(weight, self.columns)
-        if not symmetric:
-            self.apart += weight.sum(dim=0)
-            # This way round takes less time on a CPU than weight.T times the rows.
-            across = matmul(self.columns[:, rows], weight.T)
-            self.across = across if self.across is None else self.across.add_(across)
+        pull(self.into, self.x, rows[row], column[None], near[None])
+
+    def _pull_exactly(self, rows: Tensor, weight: Tensor) -> None:
+        # On a GPU the gradient of cdist holds a difference for each of its distances.
+        x = self.x
+        step = max(1, block_entries(x) // x.numel()) if x.is_cuda else len(rows)
+        for part, pulls in zip(rows.split(step), weight.split(step), strict=True):
+            with torch.enable_grad():
+                ends = x[part].requires_grad_(), x.clone().requires_grad_()
+                d = exact_distances(*ends)
+            first, second = torch.autograd.grad(d, ends, pulls * d)
+            self.into[part] += first
+            self.into += second
 
     def gradient(self) -> Tensor:
         """By x, of all blocks whose weights were pulled."""

@@ -1,5 +1,6 @@
 """log sum e^f(v) over all but a few entries of rows, in few passes over them: where many losses spend their time."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from dml.losses.building_blocks.pairwise import gradient_with_graph
 
 Entrywise = Callable[[Tensor], Tensor]
+_PER_BIT = 1 / math.log(2)
 Slope = Callable[[Tensor], Tensor | float]
 
 
@@ -30,7 +32,7 @@ class _LogSum(torch.autograd.Function):
         shares = exponent(values).scatter_(1, without, -torch.inf)
         top = shares.amax(dim=1, keepdim=True)
         top = top.masked_fill(top == -torch.inf, 0)
-        shares.sub_(top).exp_()
+        shares.sub_(top).mul_(_PER_BIT).exp2_()  # of which a CPU makes four in the time of one e^x
         total = shares.sum(dim=1, keepdim=True)
         ctx.given = exponent, slope
         ctx.save_for_backward(values, without, shares, total)

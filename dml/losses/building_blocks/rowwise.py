@@ -28,7 +28,7 @@ def rowwise(
         terms: (rows [b], squared distances [b, m] of those rows to all, *inputs) -> [b, ...], differentiable by torch.
             The gradient of a distance that is 0 must be finite, and counts as 0.
         inputs: further tensors that get a gradient.
-        rows: which rows [v]; None: all.
+        rows: which rows [v], each once and in ascending order; None: all.
         share: how many numbers `terms` holds for each distance.
 
     Returns:
@@ -42,7 +42,6 @@ def sum_over_rows(
     terms: Callable[..., Tensor],
     *inputs: Tensor,
     rows: Tensor | None = None,
-    symmetric: bool = False,
     share: int = 1,
 ) -> Tensor:
     """The sum of `rowwise` with the same arguments, with its gradient found along with it: each block is made once.
@@ -51,14 +50,12 @@ def sum_over_rows(
         x: embeddings [m, d].
         terms: as for `rowwise`, but for [b] alone.
         inputs: further tensors that get a gradient.
-        rows: which rows [v]; None: all.
-        symmetric: all rows are taken, and the term of a pair is the same in the rows of both, which halves the work of
-            the gradient.
+        rows: which rows [v], each once and in ascending order; None: all.
         share: how many numbers `terms` holds for each distance.
     """
     wanted = torch.is_grad_enabled() and x.requires_grad
     x = x if wanted else x.detach()
-    return settled(lambda unsure: _SumOverRows.apply(terms, rows, share, symmetric, unsure, x, *inputs), x.device)
+    return settled(lambda unsure: _SumOverRows.apply(terms, rows, share, unsure, x, *inputs), x.device)
 
 
 def sorted_rows(squared: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,12 +144,11 @@ class _SumOverRows(torch.autograd.Function):
         terms: Callable[..., Tensor],
         rows: Tensor | None,
         share: int,
-        symmetric: bool,
         unsure: Unsure,
         x: Tensor,
         *inputs: Tensor,
     ) -> Tensor:
-        wanted = ctx.needs_input_grad[5]
+        wanted = ctx.needs_input_grad[4]
         own = [each.detach().requires_grad_(wanted) for each in inputs]
         total, matrix = x.new_zeros(()), Distances(x, rows, share, unsure)
         sums = [torch.zeros_like(each) for each in inputs]
@@ -168,7 +164,7 @@ class _SumOverRows(torch.autograd.Function):
                     for each, other in zip(sums, others, strict=True):
                         each += other
             if wanted:
-                matrix.pull(block, symmetric=symmetric)
+                matrix.pull(block)
         ctx.given = terms, rows
         ctx.inputs = len(inputs)
         ctx.save_for_backward(x, *inputs, matrix.gradient(), *sums)
@@ -180,8 +176,8 @@ class _SumOverRows(torch.autograd.Function):
         if torch.is_grad_enabled():
             by_rows = _plainly(*ctx.given)
             own = gradient_with_graph(lambda *each: by_rows(*each).sum(), given, gradient)
-            return None, None, None, None, None, *own
-        return None, None, None, None, None, *(gradient * each for each in found)
+            return None, None, None, None, *own
+        return None, None, None, None, *(gradient * each for each in found)
 
 
 def _plainly(terms: Callable[..., Tensor], rows: Tensor | None) -> Callable[..., Tensor]:
