@@ -177,9 +177,11 @@ def _add_publish(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespac
         if given.push and not given.name:
             raise ValueError("--push needs --name OWNER/NAME")
         from dml.use.data import settings_of
-        from dml.use.publish import Publication, publish, push
+        from dml.use.publish import Publication, check_login, publish, push
         from dml.use.trained import load
 
+        if given.push:
+            check_login(given.name)
         if not (given.push and (given.out / "README.md").is_file()):
             if not (given.run / "metrics.json").is_file():
                 raise ValueError(f"{given.run} is no folder of a finished run (it has no metrics.json)")

@@ -75,6 +75,21 @@ def publish(
         write_whole(folder / "README.md", card.encode(errors="backslashreplace"))
 
 
+def check_login(name: str) -> None:
+    """Refuse what the hub would refuse, before anything is written.
+
+    Raises:
+        ValueError: huggingface_hub is not there, knows no login, or the name is none.
+    """
+    hub = optional("huggingface_hub", "hub", "--push")
+    if hub.get_token() is None:
+        raise ValueError("--push needs a login at the hub: `hf auth login`, or a token in HF_TOKEN")
+    try:
+        hub.utils.validate_repo_id(name)
+    except ValueError as error:
+        raise ValueError(f"--name {name} is not possible: {str(error).splitlines()[0]}") from error
+
+
 def push(folder: Path, name: str, private: bool) -> str:
     """Bring a folder to the hub, by the login of huggingface_hub (`hf auth login`, or HF_TOKEN).
 
@@ -87,7 +102,7 @@ def push(folder: Path, name: str, private: bool) -> str:
     hub = optional("huggingface_hub", "hub", "--push")
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     try:
-        api.create_repo(name, private=private, exist_ok=True)
+        api.create_repo(name, private=private, exist_ok=True)  # one that is there stays as public as it is
         return str(api.upload_folder(folder_path=folder, repo_id=name, commit_message="dml publish"))
     except (OSError, ValueError, hub.errors.HfHubHTTPError, _http_errors()) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,7 +1,11 @@
 """dml publish: a folder that loads with plain timm, a card that says what decided it, no path of this machine."""
 
+import base64
 import json
 import shutil
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -68,18 +72,75 @@ def test_no_file_has_a_path_of_this_machine(published, tree):
     assert OmegaConf.load(published / "dml_config.yaml").data.root == tree.name
 
 
-def test_a_push_hands_the_folder_over_and_a_hub_that_is_away_is_told(published, finished, monkeypatch, capsys):
+class Hub(BaseHTTPRequestHandler):
+    """What a hub answers to who brings it small files; it wants a token, and remembers what it was told."""
+
+    told: ClassVar[list] = []
+
+    def do_GET(self):
+        self.answer({"error": "Repository Not Found"}, 404)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.headers["Authorization"] != "Bearer hf_right":
+            return self.answer({"error": "Invalid username or password."}, 401)
+        what = self.path.split("/")
+        self.told.append((self.path, body))
+        if "preupload" in what:
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            return self.answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
+        at = f"http://{self.headers['Host']}/someone/model"
+        return self.answer({"url": at, "commitUrl": f"{at}/commit/{'1' * 40}", "commitOid": "1" * 40, "warnings": []})
+
+    def answer(self, content, status=200):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body := json.dumps(content).encode())))
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    Hub.told.clear()
+    yield Hub.told
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_push_brings_the_folder_to_the_hub(published, finished, monkeypatch, capsys, hub):
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    given = ("publish", finished.folder, "--out", published, "--name", "someone/model", "--push", "--private")
+    run(*given)
+    assert "At the hub: http://127.0.0.1" in capsys.readouterr().out
+    (created, *_), commit = hub, dict(hub)["/api/models/someone/model/commit/main"]
+    assert created[0] == "/api/repos/create" and json.loads(created[1])["visibility"] == "private"
+    files = {line["value"]["path"]: line["value"] for line in map(json.loads, commit.splitlines()[1:])}
+    assert files.keys() == {path.name for path in published.iterdir()}
+    for name, file in files.items():
+        assert base64.b64decode(file["content"]) == (published / name).read_bytes()
+
+
+def test_what_a_push_meets_is_one_line_and_the_folder_stays(published, finished, monkeypatch, hub, tmp_path):
     given = ("publish", finished.folder, "--out", published, "--name", "someone/model", "--push")
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     said = refused(*given)
-    assert "is written, but could not be brought to someone/model: " in said and (published / "README.md").is_file()
-    done = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **more: done.append((name, more)))
-    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **more: done.append(more) or "URL")
-    run(*given, "--private")
-    assert done[0] == ("someone/model", {"private": True, "exist_ok": True})
-    assert (done[1]["folder_path"], done[1]["repo_id"]) == (published, "someone/model")
-    assert "At the hub: URL" in capsys.readouterr().out
+    assert "is written, but could not be brought to someone/model: " in said and "401" in said
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert "could not be brought to someone/model: [Errno" in refused(*given)
+    assert (published / "README.md").is_file() and not hub
+    new = ("publish", finished.folder, "--out", tmp_path / "new", "--push", "--name")
+    assert "--name a b is not possible: " in refused(*new, "a b")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)  # whoever is logged in here
+    assert "--push needs a login at the hub" in refused(*new, "someone/model")
+    assert not (tmp_path / "new").exists()  # told before the work
 
 
 def test_mistakes_are_one_line_and_leave_nothing(finished, seeds, published, tmp_path):
