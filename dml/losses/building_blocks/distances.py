@@ -20,6 +20,7 @@ from dml.products import matmul
 
 _FEW = 64  # entries of a row that are too small for a product's digits, for which a list of fixed length has room
 _WAITING = 2**26  # entries of the whole matrix up to which weights wait for each other, a quarter of them at most
+_WIDTH = 2048  # columns of which a product is made at a time on a CPU
 
 
 class Block(NamedTuple):
@@ -110,21 +111,28 @@ class Distances:
             self._pull_near(block, *block.near)
         # What is left has x_i and x_j far enough apart to be taken separately.
         weight.scatter_(1, rows[:, None], 0)
+        both = weight.shape[1]  # columns whose rows get a gradient too
         if self.mutual:
-            weight = self._with_waiting(start, weight)
-        self.apart[rows] += weight.sum(dim=1)
-        self.into[rows] -= matmul(weight, self.centred[: weight.shape[1]].T)
-        if self.mutual:
-            weight = weight[:, :start].contiguous()
-        if weight.shape[1]:
-            self.apart[: weight.shape[1]] += weight.sum(dim=0)
-            # This way round takes less time on a CPU than weight.T times the rows.
+            self._with_waiting(start, weight)
+            both, own = start, weight[:, start : start + len(rows)].contiguous()
+            self._pull_columns(rows, slice(start, start + len(rows)), own)
+        # Parts of one width, as a heap that has held ever wider ones keeps the memory of all.
+        step = _WIDTH if self.x.device.type == "cpu" else len(self.x)
+        for columns in (slice(first, min(first + step, both)) for first in range(0, both, step)):
+            part = weight[:, columns].contiguous()
+            self._pull_columns(rows, columns, part)
+            self.apart[columns] += part.sum(dim=0)
+            # This way round takes less time on a CPU than the part transposed times the rows.
             if self.across is None:
                 self.across = self.x.new_zeros(self.x.shape[1], len(self.x))
-            self.across[:, : weight.shape[1]] += matmul(self.centred[rows].T, weight.T)
+            self.across[:, columns] += matmul(self.centred[rows].T, part.T)
 
-    def _with_waiting(self, start: int, weight: Tensor) -> Tensor:
-        """The weights up to this block's last column, each with that of the other row of its pair; others wait."""
+    def _pull_columns(self, rows: Tensor, columns: slice, weight: Tensor) -> None:
+        self.apart[rows] += weight.sum(dim=1)
+        self.into[rows] -= matmul(weight, self.centred[columns].T)
+
+    def _with_waiting(self, start: int, weight: Tensor) -> None:
+        """Add what waited to the weights of this block's columns and those before; those behind wait."""
         stop = start + len(weight)
         for rows, part in self.waiting.pop(start, ()):
             weight[:, rows] += part.T
@@ -132,7 +140,6 @@ class Distances:
         own.copy_(own + own.T)
         for later in range(stop, weight.shape[1], len(weight)):
             self.waiting[later].append((slice(start, stop), weight[:, later : later + len(weight)].clone()))
-        return weight[:, :stop].contiguous()
 
     def _pull_near(self, block: Block, row: Tensor, column: Tensor) -> None:
         """Those computed from differences, whose weights are 0 then."""

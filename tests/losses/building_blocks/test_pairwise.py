@@ -16,6 +16,7 @@ def large(monkeypatch):
     monkeypatch.setattr(pairwise, "_SMALL", -1)
     monkeypatch.setattr(mining, "_DENSE", 0)
     monkeypatch.setattr(pairwise, "_BLOCK", {"cpu": 2000})
+    monkeypatch.setattr(distances, "_WIDTH", 40)
 
 
 def by_loops(x, labels):
