@@ -56,7 +56,7 @@ class About:
             found = json.loads(text)
             return cls(**{field.name: found[field.name] for field in fields(cls)})
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{what} was not written by dml: it does not say of which model it is") from error
+            raise ValueError(f"{what} was not written by `dml embed`: it does not say of which model it is") from error
 
     def text(self) -> str:
         """As JSON."""
@@ -160,7 +160,7 @@ class Embeddings:
                 text = (parquet.read_schema(path).metadata or {}).get(b"dml")
             else:
                 with np.load(path, allow_pickle=False) as file:
-                    text = file["about"].item()
+                    text = file["about"].item() if "about" in file else None
         except Exception as error:  # whatever the two readers raise
             if isinstance(error, ValueError) and "pip install" in str(error):
                 raise

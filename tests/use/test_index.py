@@ -113,7 +113,7 @@ def test_mistakes_are_one_line_and_leave_nothing(embedded, tree, tmp_path):
     (tmp_path / "y.npz").write_bytes(b"no")
     assert "cannot be read as a file of embeddings" in refused("index", tmp_path / "y.npz")
     np.savez(tmp_path / "z.npz", embeddings=np.eye(3))
-    assert "cannot be read as a file of embeddings" in refused("index", tmp_path / "z.npz")
+    assert "was not written by `dml embed`" in refused("index", tmp_path / "z.npz")
     assert "is no index" in refused("search", tmp_path, query)
     run("index", embedded, "--out", out)
     assert "is there already" in refused("index", embedded, "--out", out)
