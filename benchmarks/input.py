@@ -31,7 +31,7 @@ from torchvision import transforms as tv
 from torchvision.datasets import ImageFolder
 
 import dml.models.backbones  # noqa: F401  (registers googlenet)
-from benchmarks.measure import by_turns
+from benchmarks.measure import by_turns, finish, machine
 from dml.data.cache import cache_images
 from dml.data.dataset import ImageDataset
 from dml.data.folder import read_tree
@@ -121,8 +121,7 @@ def googlenet_step(device: str) -> Callable[[Any], None]:
         optimizer.zero_grad()
         loss(model(images), labels).backward()
         optimizer.step()
-        if device != "cpu":
-            torch.cuda.synchronize()
+        finish(device)
 
     return step
 
@@ -171,9 +170,8 @@ def main() -> None:
                 options.rounds,
             )
             del loaders
-    print(
-        f"torch {torch.__version__}, {cores()} cores; the cache was built at {built:.0f} images/s by {most} processes\n"
-    )
+    built_by = f"the cache was built at {built:.0f} images/s by {most} processes"
+    print(f"{machine(options.device)}, {cores()} cores; {built_by}\n")
     print(f"| images/s | one core | times uncached | {most} workers | times uncached |\n|---|---:|---:|---:|---:|")
     for name in sets:
         columns = [f"{rates[w][name]:.0f} | {rates[w][name] / rates[w]['uncached']:.1f}" for w in (0, most)]

@@ -9,7 +9,6 @@ held before the call. A case that would take more memory or minutes than there a
 """
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measure import by_turns, extra_memory, in_process, timed
+from benchmarks.measure import by_turns, extra_memory, in_process, machine, timed
 from benchmarks.picture import draw
 from dml.engine.allocator import keep_freed_memory
 from dml.losses.angular import AngularLoss
@@ -134,10 +133,10 @@ def peers_with_weights(classes: int, dim: int) -> dict[str, Case]:
     }
 
 
-def with_weights(classes: int, dim: int) -> dict[str, Case]:
+def with_weights(classes: int, dim: int, device: str) -> dict[str, Case]:
     """Losses that own weights of very many classes."""
     sizes: dict[str, Any] = {"embedding_dim": dim, "num_classes": classes}
-    weights = torch.randn(classes, dim)
+    weights = torch.randn(classes, dim).to(device)
     found: dict[str, Case] = {
         "product": lambda x, y: x.sum() * 0 + once(x, weights, torch.mm),
         "product (oneDNN)": lambda x, y: x.sum() * 0 + once(x, weights, lambda a, b: matmul(a, b.T)),
@@ -206,10 +205,10 @@ def cases(m: int, dim: int) -> dict[str, Case]:
         "pddm": PDDMLoss(embedding_dim=dim),
         **peers(),
     }
-    # The first two would take minutes; the others m x m x m or m x m x d numbers.
-    limits = {"clustering": 512, "pddm": 2048, "multimodal": 512, "nra (plain)": 16384}
-    limits |= {name: 512 for name in ("lifted (pml)", "smooth_ap (pml)", "snr (pml)", "angular (pml)")}
-    limits |= {name: 2048 for name in ("tuplet_margin (pml)", "nt_xent (pml)", "histogram (pml)")}
+    # The first two would take minutes; the others hold m x m numbers several times, m x m x d or more.
+    limits = {"clustering": 512, "pddm": 2048, "multimodal": 512, "nra (plain)": 16384, "group": 16384}
+    limits |= {f"{name} (pml)": 512 for name in ("lifted", "smooth_ap", "snr", "angular", "histogram")}
+    limits |= {f"{name} (pml)": 512 for name in ("tuplet_margin", "nt_xent")}
     limits |= {name: 16384 for name in found if name.endswith("(pml)") and name not in limits}
     return _within(found, m, limits)
 
@@ -222,9 +221,9 @@ def _within(found: dict[str, Case], m: int, limits: dict[str, int]) -> dict[str,
 
 
 def blocked(x: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> float:
-    """The bare product of all rows with all, 256 at a time: what no method that sees all distances can beat."""
+    """The bare product of all rows with all in blocks: what no method that sees all distances can beat."""
     with torch.no_grad():
-        for rows in x.detach().split(256):
+        for rows in x.detach().split(max(256, 2**26 // len(x)) if x.is_cuda else 256):
             product(rows, x.detach().T)
     return 0.0
 
@@ -233,6 +232,11 @@ def batch(m: int, dim: int, device: str) -> tuple[Tensor, Tensor]:
     """The embeddings and labels that every case gets."""
     x = torch.randn(m, dim, generator=torch.Generator().manual_seed(0))
     return x.to(device).requires_grad_(), (torch.arange(m) // PER_CLASS).to(device)
+
+
+def on_device(case: Case, device: str) -> Case:
+    """The case, with its weights there if it has any."""
+    return case.to(device) if isinstance(case, torch.nn.Module) else case
 
 
 def step(case: Case, x: Tensor, labels: Tensor) -> None:
@@ -259,14 +263,12 @@ def main() -> None:
         keep_freed_memory()  # as engine.reuse_memory does in training
     if options.memory_of:
         found = _tables(options)[0][3]
-        case = partial(step, found[options.memory_of])
+        case = partial(step, on_device(found[options.memory_of], options.device))
         m = options.sizes[0] if options.sizes else BATCH
         large, small = (batch(n, options.dim, options.device) for n in (m, 64))
         print(extra_memory(case, large, small, options.device))
         return
-    card = torch.cuda.get_device_name() if options.device.startswith("cuda") else ""
-    machine = card or platform.processor() or platform.machine()
-    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine(options.device))
     printed = []
     for m, title, given, found in _tables(options):
         keep = ("product", "product (oneDNN)", *options.only)
@@ -282,7 +284,12 @@ def _tables(options: argparse.Namespace) -> list[tuple[int, str, tuple[object, .
     dim = options.dim
     by_size = [(m, f"m = {m}, d = {dim}", ("--sizes", m, "--classes"), cases(m, dim)) for m in options.sizes]
     by_classes = [
-        (BATCH, f"{n} classes, m = {BATCH}, d = {dim}", ("--sizes", "--classes", n), with_weights(n, dim))
+        (
+            BATCH,
+            f"{n} classes, m = {BATCH}, d = {dim}",
+            ("--sizes", "--classes", n),
+            with_weights(n, dim, options.device),
+        )
         for n in options.classes
     ]
     return [*by_size, *by_classes]
@@ -294,8 +301,7 @@ def table(
     """Time all cases of one table by turns, then measure the memory of each."""
     x, labels = batch(m, options.dim, options.device)
     for case in found.values():
-        if isinstance(case, torch.nn.Module):
-            case.to(options.device)
+        on_device(case, options.device)
     clock = time.process_time if options.processor_time else time.perf_counter
     chosen = {name: timed(step, case, x, labels, device=options.device, clock=clock) for name, case in found.items()}
     median = by_turns(chosen, options.rounds, repeats=20 if m <= 128 else 1)

@@ -1,5 +1,6 @@
 """What the benchmarks share: medians of cases that take turns, seconds of a call, memory of a process of its own."""
 
+import platform
 import subprocess
 import sys
 import time
@@ -25,7 +26,13 @@ def by_turns(cases: dict[str, Callable[[], Any]], rounds: int, repeats: int = 1)
 def finish(device: str) -> None:
     """Wait until a GPU has done what it was told."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
+
+
+def machine(device: str) -> str:
+    """What a table is of: the card or the processor, threads and PyTorch."""
+    name = platform.processor() or platform.machine() if device == "cpu" else torch.cuda.get_device_name(device)
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def timed(
@@ -47,8 +54,8 @@ def most_memory(device: str, forget: bool = False) -> float:
     """Most memory [MB] that the device, or this process, has held since the last call that forgot (Linux)."""
     if device != "cpu":
         if forget:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated() / 1e6
+            torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.max_memory_allocated(device) / 1e6
     if forget:
         Path("/proc/self/clear_refs").write_text("5")
     return float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e6

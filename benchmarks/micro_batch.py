@@ -7,14 +7,13 @@ held before. `--skip-whole` leaves out the plain step on the whole batch, where 
 """
 
 import argparse
-import platform
 import subprocess
 import sys
 import time
 
 import torch
 
-from benchmarks.measure import finish, most_memory
+from benchmarks.measure import finish, machine, most_memory
 from dml.engine.micro_batch import embed_in_chunks
 from dml.losses.nra import NRALoss
 from dml.models.backbones import create_backbone
@@ -65,7 +64,7 @@ def main() -> None:
         batch, size = options.one
         print(*measure(batch, size, options))
         return
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine(options.device))
     print(f"\n| {options.network}, {options.precision} | images/s | extra MB |\n|---|---:|---:|", flush=True)
     small, large = options.size, options.batch
     cases = {f"{small}, plain": (small, small), f"{large}, {small} at a time": (large, small)}

@@ -7,7 +7,6 @@ positives among random embeddings of 512 dimensions (classes of five). On a CPU 
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.measure import finish
+from benchmarks.measure import finish, machine
 from dml.engine.gather import add_over_ranks, gather_batch, processes
 from dml.losses.nra import NRALoss
 from dml.models.backbones import create_backbone
@@ -33,6 +32,8 @@ def measure(rank: int, count: int, options: argparse.Namespace, answer: Any) -> 
     if options.device == "cpu":
         torch.set_num_threads(1)
     device = torch.device(options.device, rank) if options.device == "cuda" else torch.device(options.device)
+    if options.device == "cuda":
+        torch.cuda.set_device(device)  # NCCL uses it, and so does what waits for it
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo", rank=rank, world_size=count)
     torch.manual_seed(0)
     embedder = Embedder(backbone=create_backbone(name=options.network), dim=DIM).to(device)
@@ -57,6 +58,7 @@ def measure(rank: int, count: int, options: argparse.Namespace, answer: Any) -> 
         found = []
         for _ in range(options.rounds + 1):
             dist.barrier()
+            finish(options.device)
             start = time.perf_counter()
             work()
             finish(options.device)
@@ -79,7 +81,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, batch {options.batch}\n")
+    print(f"{machine(options.device)}, batch {options.batch}\n")
     print(
         f"| processes | {options.network}, images/s | ranks of {options.items:,} items, s |\n|---:|---:|---:|",
         flush=True,

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import io
 import logging
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.measure import finish
+from benchmarks.measure import finish, machine
 from dml.app.trainer import build_loggers, build_trainer
 from dml.engine.module import MetricLearner
 from dml.engine.stop import StopSignals
@@ -83,7 +82,7 @@ class Clock(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step in (1, self.steps):
-            finish(trainer.strategy.root_device.type)
+            finish(str(trainer.strategy.root_device))
             self.start, self.seconds = self.clock(), self.clock() - self.start
 
 
@@ -244,7 +243,7 @@ def main() -> None:
     options.clock = time.process_time if options.processor_time else time.perf_counter
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine(options.device))
     for network in options.networks:
         table(network, options)
 
