@@ -111,6 +111,11 @@ def finished_metrics(
     return found["metrics"]
 
 
+def what_became_of(folder: Path) -> str:
+    """Of a run that is not run again: Finished, or Pruned by a search."""
+    return "Pruned" if json.loads((folder / "metrics.json").read_text())["row"].get("pruned") else "Finished"
+
+
 def same_images(checkpoint: Path | None, now: TrainedOn, moved: Sequence[str] = ()) -> None:
     """Refuse to go on with other images than those that a run began with, wherever they are.
 

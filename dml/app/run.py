@@ -19,7 +19,15 @@ from dml.app.build import Built, build, read_parts
 from dml.app.checkpoint import read_checkpoint
 from dml.app.checks import check_config
 from dml.app.code import code_version
-from dml.app.folder import finished_metrics, has_begun, held, resume_point, same_images, same_schedule
+from dml.app.folder import (
+    finished_metrics,
+    has_begun,
+    held,
+    resume_point,
+    same_images,
+    same_schedule,
+    what_became_of,
+)
 from dml.app.frozen import read_features_if_frozen
 from dml.app.launch import (
     group_of_sweep,
@@ -90,7 +98,7 @@ def run_train(cfg: DictConfig) -> dict[str, float]:
             with held(folder):
                 read = functools.partial(_trained_on, cfg)
                 if (metrics := finished_metrics(cfg, folder, code, read)) is not None:
-                    rank_zero_only(print)(f"Finished already, and not run again: {folder}")
+                    rank_zero_only(print)(f"{what_became_of(folder)} already, and not run again: {folder}")
                     return metrics
                 if not is_command_of_its_own(cfg):
                     return _train(cfg, folder, code, stop)
