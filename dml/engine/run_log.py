@@ -108,8 +108,8 @@ class RunLog(pl.Callback):
         if before is not None and self._best is not None and self._best[0] < before:
             rank_zero_only(log.warning)(
                 f"{self._monitor} was {before:.4f} before the first step and is {self._best[0]:.4f} at its best: "
-                "training has made it worse. Try a lower optimizer.lr, embedder.normalize=true, a head that learns first "
-                "or alone (optimizer.groups, embedder.freeze=backbone), or another loss: docs/training.md"
+                "training has made it worse. Try a lower optimizer.lr, embedder.normalize=true, a head that learns "
+                "first or alone (optimizer.groups, embedder.freeze=backbone), or another loss: docs/training.md"
             )
 
     def _line(self, trainer: pl.Trainer, found: list[str]) -> str:
