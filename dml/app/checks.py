@@ -217,14 +217,15 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     classes, images = source.train.num_classes, len(source.train)
     k, n = cfg.sampler.get("classes_per_batch"), cfg.sampler.get("samples_per_class")
     held_out = "" if validation is None else f" (beside the {len(np.unique(validation.labels))} that validate)"
+    fits = _batch_that_fits(cfg, source.train.labels)
     if None not in (k, n) and k * n > images:
         problems.append(
             f"a batch of sampler.classes_per_batch={k} x sampler.samples_per_class={n} images is larger than the "
-            f"training set of {counted(images, 'image')}"
+            f"training set of {counted(images, 'image')}{fits}"
         )
-    if k is not None and k > classes:
+    elif k is not None and k > classes:
         problems.append(
-            f"sampler.classes_per_batch={k} is more than the {counted(classes, 'training class')}{held_out}"
+            f"sampler.classes_per_batch={k} is more than the {counted(classes, 'training class')}{held_out}{fits}"
         )
     problems += too_few_classes(cfg.loss, classes)
     problems += _sized(cfg, classes)
@@ -247,6 +248,15 @@ def check_data(cfg: DictConfig, source: Source, validation: Records | None) -> N
     problems += _tested(cfg, source, validation)
     if problems:
         raise ValueError("\n".join(problems))
+
+
+def _batch_that_fits(cfg: DictConfig, labels: np.ndarray) -> str:
+    """Settings of a batch that this training set can fill, as the end of a message; empty: it is too small for any."""
+    sizes = np.sort(np.unique(labels, return_counts=True)[1])[::-1]
+    sizes = sizes[: cfg.sampler.get("classes_per_batch")]
+    n = min(cfg.sampler.get("samples_per_class") or 2, int(sizes[-1]))
+    group = "batch" if "classes_per_batch" in cfg.get("batch", {}) else "sampler"
+    return f": {group}.classes_per_batch={len(sizes)} {group}.samples_per_class={n} fits" if n > 1 else ""
 
 
 def _sized(cfg: DictConfig, classes: int) -> Iterator[str]:

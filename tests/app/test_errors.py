@@ -23,7 +23,10 @@ from tests.app.conftest import train, write_images
     [
         ("batch.samples_per_class=200", r"sampler\.samples_per_class=200 images is larger than the training set"),
         ("sampler.samples_per_class=1", r"sampler\.samples_per_class=1 leaves anchors without a positive: NRALoss"),
-        ("sampler.classes_per_batch=11", r"sampler\.classes_per_batch=11 is more than the 10 training classes"),
+        (
+            "sampler.classes_per_batch=11",
+            r"=11 is more than the 10 training classes .*: batch\.classes_per_batch=10 batch\.samples_per_class=5 fits",
+        ),
         ("data=folder data.root=/no/where", r"data\.root=/no/where is not a folder"),
         ("data=folder", r"data=folder needs data\.root=DIR"),
         ("evaluator.ks=[1,9999]", r"evaluator\.ks=\[1, 9999\] asks for more neighbours"),
