@@ -23,6 +23,7 @@ from dml.app.checkpoint import read_checkpoint
 from dml.app.code import code_version
 from dml.data.cache import COLUMNS, alone
 from dml.data.dataset import ImageDataset
+from dml.data.own_folders import make_tagged
 from dml.data.trained_on import fingerprints
 from dml.models.embedder import Embedder
 from dml.whole_file import whole_file
@@ -79,7 +80,7 @@ def read_features_if_frozen(cfg: DictConfig, built: Built, trainer: pl.Trainer, 
     if resumed is not None:
         built.model.load_state_dict(read_checkpoint(resumed, "resume")["state_dict"])
     folder = Path(str(cfg.data.get("cache_dir", "data/cache"))).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_tagged(folder)
     decided = _decided(built.model.config, embedder, trainer)
     parts = built.data.parts
     rank_zero_only(log.info)(

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from dml.data.cache import COLUMNS, alone, as_it_is, fingerprint
 from dml.data.dataset import Records, Source
 from dml.data.decode import Decode, load_image
+from dml.data.own_folders import make_tagged
 from dml.whole_file import write_whole
 from dml.words import counted
 
@@ -76,7 +77,7 @@ def find_broken(
     file = where / f"{name[:50]}-{fingerprint([(image, None) for image in images], Decode(white=white))}.broken"
     try:
         if not file.exists():
-            where.mkdir(parents=True, exist_ok=True)
+            make_tagged(where)
             with alone(where):
                 if not file.exists():
                     found = _try_all(images, white, workers, progress)

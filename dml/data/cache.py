@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from dml.data import decode as decoding
 from dml.data.dataset import ImageDataset
 from dml.data.decode import Box, Decode
+from dml.data.own_folders import make_tagged
 from dml.locks import lock
 from dml.whole_file import whole_file
 from dml.words import counted
@@ -103,7 +104,7 @@ def cache_images(
         try:
             cache = _open(file, entries, place)
         except FileNotFoundError:
-            where.mkdir(parents=True, exist_ok=True)
+            make_tagged(where)
             with alone(where):
                 if not file.exists():
                     _remove_leftovers(where, place)

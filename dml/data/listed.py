@@ -11,6 +11,7 @@ import numpy as np
 
 from dml.data.dataset import Records, Source
 from dml.data.layout import by_name
+from dml.data.own_folders import make_tagged
 from dml.locks import lock
 from dml.words import counted
 
@@ -168,7 +169,7 @@ def unpacked(images: Iterable[bytes | None], folder: Path, key: str) -> list[Pat
         ValueError: an image is missing.
     """
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_tagged(folder.parent)
     with folder.with_suffix(".lock").open("w") as file:
         lock(file)
         if not folder.is_dir():

@@ -2,12 +2,13 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 from PIL.ImageFile import StubImageFile
+
+from dml.data.own_folders import IN_CACHE, kind_of_own
 
 # Folders that systems and programs leave beside people's files, in lower case.
 _OF_THE_SYSTEM = frozenset(
@@ -66,7 +67,7 @@ def read_folders(root: str | Path, key: str) -> Tree:
 
     An image is a file whose extension the installed Pillow reads, or one without extension whose content it
     recognises. Links to folders and images are followed; a folder that is reached twice is read once, and counted. A
-    gallery beside other folders may hold again what they hold: its queries.
+    gallery beside other folders may hold again what they hold: its queries. Folders that dml writes are passed over.
 
     Args:
         root: the folder.
@@ -96,8 +97,12 @@ def read_folders(root: str | Path, key: str) -> Tree:
             tree.again.append(parts)
             continue
         known.add((gallery, where))
+        entries = _entries(folder, key)
+        if parts and (kind := kind_of_own(folder, {entry.name for entry in entries})):
+            tree.passed_over[kind] += 1
+            continue
         images, holds_folders, others = [], False, Counter[str]()
-        for entry in _entries(folder, key):
+        for entry in entries:
             name, end = entry.name, os.path.splitext(entry.name)[1].lower()
             leads_nowhere = entry.is_symlink() and not os.path.exists(entry.path)
             if name.startswith("."):
@@ -129,9 +134,10 @@ def read_folders(root: str | Path, key: str) -> Tree:
         elif not holds_folders and parts:
             beside = next((part for part in parts if part.lower() in _BESIDE_IMAGES), None)
             if not (beside and others):
-                raise ValueError(
-                    f"{key}: the class folder {folder} holds no image{said(others, ', but ')}: remove it or fill it"
-                )
+                way = "remove it or fill it"
+                if others.keys() & IN_CACHE:
+                    way += ". If it is data.cache_dir of an earlier dml, remove it: it is made again, and then left out"
+                raise ValueError(f"{key}: the class folder {folder} holds no image{said(others, ', but ')}: {way}")
             tree.passed_over[f"{beside}/ (folders without images)"] += 1
     if not tree.folders:
         known_ends = ", ".join(sorted(ends))
@@ -139,13 +145,12 @@ def read_folders(root: str | Path, key: str) -> Tree:
     return tree
 
 
-def _entries(folder: Path, key: str) -> Iterator[os.DirEntry[str]]:
+def _entries(folder: Path, key: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(f"{key}: the folder {folder} cannot be read: {error.strerror}") from error
-    yield from found
 
 
 def _looks_like_image(path: str, ends: dict[str, str]) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dml.data.decode import Box
+from dml.data.own_folders import kind_of_own
 from dml.data.tree import readable, said
 from dml.printable import printable
 
@@ -79,13 +80,20 @@ def _below(root: Path, names: Iterable[str]) -> Iterator[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Links are followed, and what is no image is passed over and told; hidden files and folders are no images."""
+    """Links are followed, and what is no image is passed over and told, as are folders that dml writes.
+
+    Hidden files and folders are no images.
+    """
     ends, passed_over, seen, images = readable(), Counter[str](), set[str](), []
     for here, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(here)) in seen:
             folders.clear()
             continue
         seen.add(real)
+        if here != os.fspath(folder) and (kind := kind_of_own(Path(here), {*folders, *files})):
+            passed_over[kind] += 1
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             end = os.path.splitext(name)[1].lower()

@@ -155,7 +155,7 @@ def test_a_broken_image_is_named_and_nothing_stays(records, tmp_path, workers):
     records.images[5].write_bytes(records.images[5].read_bytes()[:100])
     with pytest.raises(ValueError, match=f"the image {records.images[5]} cannot be read"):
         build(datasets(TRANSFORMS, records), tmp_path / "cache", workers=workers)
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert sorted(file.name for file in (tmp_path / "cache").iterdir()) == [".lock", "CACHEDIR.TAG"]
     records.images[5].unlink()
     with pytest.raises(ValueError, match=f"the image {records.images[5]} cannot be read"):
         build(datasets(TRANSFORMS, records), tmp_path / "cache")
@@ -181,7 +181,7 @@ def test_a_disk_that_fills_up_is_told(records, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ValueError, match=r"data\.cache_dir=.* cannot be read or written \(.*No space left"):
         build(datasets(TRANSFORMS, records), tmp_path / "cache")
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert sorted(file.name for file in (tmp_path / "cache").iterdir()) == [".lock", "CACHEDIR.TAG"]
 
 
 def test_a_folder_that_is_none_is_told(records, tmp_path):
@@ -241,7 +241,7 @@ def test_of_two_that_start_at_once_one_builds(records, tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
     assert len((tmp_path / "cache.log").read_text()) == 32
-    assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == ["", ".pixels"]
+    assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == ["", ".TAG", ".pixels"]
 
 
 needs_shared_memory = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")

@@ -6,6 +6,12 @@ import pytest
 from PIL import Image
 
 from dml.data import folder
+from dml.data.broken import find_broken, leave_out
+from dml.data.cache import cache_images
+from dml.data.dataset import ImageDataset
+from dml.data.listed import unpacked
+from dml.data.own_folders import make_tagged
+from dml.data.transforms import Transforms
 from dml.data.tree import readable
 from tests.data.test_folder import contents, grow
 
@@ -43,6 +49,61 @@ def test_what_is_passed_over_is_counted(tmp_path):
         **{".txt": 2, ".csv": 1, ".db": 1, ".md": 1, "hidden (names that begin with a dot)": 2},
         **{"@eaDir/": 1, "__MACOSX/": 1, "lost+found/": 1, "$RECYCLE.BIN/": 1},
     }
+
+
+SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+
+
+def test_folders_that_dml_writes_are_passed_over(tmp_path):
+    grow(tmp_path, {"x": 1, "y": 1})
+    before = read(tmp_path)
+    assert before == ({"x": ["0.png"], "y": ["0.png"]}, {})
+    for name in ("cache", "data/cache", "data/unpacked"):
+        make_tagged(tmp_path / name)
+        assert (tmp_path / name / "CACHEDIR.TAG").read_text().startswith(SIGNATURE)
+        (tmp_path / name / "x.broken").touch()
+    grow(tmp_path, {"data/unpacked/some/0000": 2, "outputs/day/time": ["retrieval.png"], "multirun/a": ["search.png"]})
+    (tmp_path / "outputs" / "day" / "time" / ".hydra").mkdir()
+    (tmp_path / "multirun" / "a" / "multirun.yaml").touch()
+    runs = "folders of runs and sweeps (with .hydra or multirun.yaml)"
+    assert read(tmp_path) == (before[0], {"caches (folders with CACHEDIR.TAG)": 3, runs: 2})
+    # A folder that is named is read.
+    (tmp_path / "x" / "CACHEDIR.TAG").write_text("no signature")
+    (tmp_path / "CACHEDIR.TAG").write_text(SIGNATURE)
+    assert read(tmp_path) == (before[0], {"caches (folders with CACHEDIR.TAG)": 3, runs: 2, ".tag": 2})
+
+
+def test_a_cache_below_the_images_changes_no_class(tmp_path, capsys):
+    """As with data.root=data data.cache_dir=data/cache: the second run reads what the first one read."""
+    grow(tmp_path, {"x": 1, "y": 1, "z": 1})
+    (tmp_path / "y" / "0.png").write_bytes(b"no")
+    seen = []
+    for _ in range(2):
+        source = folder.load(root=str(tmp_path))
+        where = {"folder": str(tmp_path / "cache"), "name": "x", "workers": 0, "progress": False}
+        broken = find_broken([source.train, source.test], **where)
+        whole, _ = leave_out(source, None, broken)
+        assert list(broken) == [tmp_path / "y" / "0.png"]
+        transforms = Transforms(size=8, resize=8)
+        cache_images([ImageDataset(whole.test, transforms.test)], transforms.decode, place="disk", **where)
+        unpacked([b"\0"], tmp_path / "unpacked" / "some", "data.file")
+        seen.append((source.train.class_names, source.train.images, source.test.class_names, source.test.images))
+    assert seen[0] == seen[1] and source.passed_over == {"caches (folders with CACHEDIR.TAG)": 2}
+    assert {file.suffix for file in (tmp_path / "cache").iterdir()} == {"", ".TAG", ".broken", ".pixels"}
+    assert capsys.readouterr().out.count("Checking 3 images") == 1
+
+
+def test_a_cache_without_a_tag_gets_one_unless_it_stands_beside_images(tmp_path):
+    old, mixed, images = tmp_path / "old", tmp_path / "mixed", tmp_path / "images"
+    grow(tmp_path, {"x": 1, "mixed/y": 1, "images": 1, "old": 0})
+    for one in (old, mixed, images):
+        (one / ".lock").touch()
+        (one / "x.broken").touch()
+    with pytest.raises(ValueError, match=r"old holds no image.* If it is data\.cache_dir of an earlier dml, remove it"):
+        read(tmp_path)
+    for one in (old, mixed, images):
+        make_tagged(one)
+    assert [(one / "CACHEDIR.TAG").exists() for one in (old, mixed, images)] == [True, False, False]
 
 
 def test_annotations_beside_images_are_passed_over(tmp_path):

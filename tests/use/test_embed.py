@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dml.data.own_folders import make_tagged
 from dml.use import embed as module
 from dml.use.embed import Share, embed
 from dml.use.embeddings import Embeddings
@@ -106,6 +107,14 @@ def test_images_are_found_in_folders_lists_and_standard_input(tree, tmp_path, mo
 
     assert found(tmp_path) == ["a/1.png", "a/2.png", "b.jpg"] and "1 .md" in capsys.readouterr().err
     assert found(tmp_path / "a" / "2.png", tmp_path / "l.txt") == ["a/2.png", "b.jpg", "a/1.png"]
+    make_tagged(tmp_path / "data" / "unpacked")
+    (tmp_path / "outputs" / "day" / ".hydra").mkdir(parents=True)
+    for name in ("data/unpacked", "outputs/day"):  # what dml writes
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "4.png")
+    assert found(tmp_path) == ["a/1.png", "a/2.png", "b.jpg"]
+    said = capsys.readouterr().err
+    assert "1 caches (folders with CACHEDIR.TAG)" in said and "1 folders of runs" in said
+    assert found(tmp_path / "outputs" / "day") == ["outputs/day/4.png"]
     monkeypatch.setattr("sys.stdin", iter([f"{tmp_path}/a/2.png\n"]))
     assert found("-") == ["a/2.png"]
     with pytest.raises(ValueError, match="does not exist"):
