@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from dml.app.build import Built
 from dml.data.dataset import Records
 from dml.data.decode import load_image
-from dml.engine.history import History
 from dml.printable import printable
 from dml.report.figures import draw_embedding
 from dml.report.findings import Looked
@@ -32,9 +31,16 @@ _LINES, _NEIGHBOURS = 4, 8
 
 
 def save_pictures(
-    trainer: pl.Trainer, built: Built, metrics: dict[str, float], row: Mapping[str, Any], folder: Path
+    trainer: pl.Trainer,
+    built: Built,
+    metrics: dict[str, float],
+    row: Mapping[str, Any],
+    folder: Path,
+    curves: Mapping[str, list[list[float]]] | None = None,
 ) -> None:
     """Write per_query.npz, retrieval.png, report.html, in two dimensions embedding.png, and hand them to the loggers.
+
+    The curves are those of the whole run; None: of an evaluation, which has none.
 
     What fails is told, and the result stands: whatever may fail in a plotting library or another logger, none of it is
     worth a result that has been measured.
@@ -61,8 +67,7 @@ def save_pictures(
     assert built.model.test_embeddings is not None
     attempt("per_query.npz", lambda: _per_query(built, folder / "per_query.npz"))
     attempt("retrieval.png", lambda: draw_examples(built, looked(), folder / "retrieval.png"))
-    curves = next((c.curves for c in trainer.callbacks if isinstance(c, History)), {})  # type: ignore[attr-defined]
-    attempt("report.html", lambda: _page(built, looked(), metrics, row, curves, folder / "report.html"))
+    attempt("report.html", lambda: _page(built, looked(), metrics, row, curves or {}, folder / "report.html"))
     if built.model.test_embeddings[0].shape[1] == 2:
         attempt("embedding.png", lambda: _embedding(built, metrics, folder))
 

@@ -44,6 +44,7 @@ from dml.app.search import validated_in
 from dml.app.trainer import build_loggers, build_trainer
 from dml.data.trained_on import TrainedOn
 from dml.engine.callbacks import BestCheckpoint
+from dml.engine.history import History
 from dml.engine.pruning import PrunedError
 from dml.engine.run_log import RunLog
 from dml.engine.stop import StopSignals
@@ -185,13 +186,15 @@ def _test(cfg: DictConfig, trainer: pl.Trainer, built: Built, folder: Path, code
     if best is not None and best.best_model_score is not None:
         metrics[cfg.protocol.monitor] = float(best.best_model_score)
     steps = trainer.global_step
+    # Before the test, which loads the chosen checkpoint and with it the curves up to its step.
+    curves = next((c.curves for c in trainer.callbacks if isinstance(c, History)), {})  # type: ignore[attr-defined]
     trainer.test(built.model, built.data, ckpt_path=chosen, weights_only=True, verbose=False)
     metrics.update(built.model.test_metrics)
     before = next((c.before for c in trainer.callbacks if isinstance(c, RunLog)), None)  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         row = row_of(built, steps, chosen, code)
         write_result(folder / "metrics.json", metrics, row, before=before)  # first: the run is finished
-        save_pictures(trainer, built, metrics, row, folder)
+        save_pictures(trainer, built, metrics, row, folder, curves)
         print_table(metrics, folder, before)
     return metrics
 

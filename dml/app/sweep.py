@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import sys
 from importlib import import_module
@@ -17,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, read_write
 
 from dml.engine.stop import STATUS
+from dml.words import counted
 
 _SEARCH = "hydra_plugins.dml_search.Search"
 # Of the overrides of Hydra, those that say what is swept; the others say how, and the sweep stays the same.
@@ -24,7 +26,7 @@ _SWEPT = re.compile(r"hydra/sweeper|hydra\.sweeper\.(?!n_trials=)")
 
 
 class SweepNamedByCommand(Callback):
-    """Name the folder of a sweep after its command, so that the same command finds it again.
+    """Name the folder of a sweep after its command, so that the same command finds it again, and say it at the end.
 
     An hydra.sweep.dir that the user gives stays.
     """
@@ -43,6 +45,16 @@ class SweepNamedByCommand(Callback):
         with read_write(config.hydra):
             config.hydra.sweep.dir = name
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say where the runs are and what makes their table; a search has said what it found, and where."""
+        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return
+        folder = config.hydra.sweep.dir
+        runs = sum(1 for _ in Path(folder).rglob("metrics.json"))
+        if runs:
+            are = f"{counted(runs, 'run')} {'is' if runs == 1 else 'are'}"
+            print(f"{are} in {folder}: python -m dml.report {shlex.quote(folder)}")
 
 
 class SweepChecked(Callback):

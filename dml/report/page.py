@@ -35,7 +35,7 @@ class Tested:
     Attributes:
         title: of the page.
         metrics, row: as metrics.json has them.
-        curves: name -> [[step, value], ...]; none of an evaluation.
+        curves: name -> [[step, value], ...], of the whole run; none of an evaluation.
         looked: a sample of the queries with their neighbours.
         embeddings: [Q, D] of the queries, as they were searched.
         first_rank: [Q] where the nearest right image of each query stands (-1: it has none); None: it is not known, and
@@ -76,7 +76,7 @@ def render(tested: Tested) -> str:
         "further": _further(tested.metrics),
         "first": [(key, value) for key in _FIRST if (value := _get(tested.row, key)) not in (None, "", [])],
         "row": [(key, _text(value)) for key, value in _flat(tested.row)],
-        "panels": panels(tested.curves),
+        "panels": panels(tested.curves, tested.row.get("evaluated_step")),
         "sample": counted(len(looked.sample), "test query").replace("querys", "queries"),
         "grouped": looked.grouped,
         "queries": shown,

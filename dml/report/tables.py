@@ -13,6 +13,11 @@ from dml.report.runs import Group, Run
 
 Groups = Mapping[Group, Sequence[Run]]
 NONE = "-"  # where there is no value
+# Student's t at 0.975 is 12.71 with one degree of freedom and 4.30 with two.
+_OF_TWO = (
+    "An interval of two runs is wide: half of it is 12.7 times the standard error, and of three runs 4.3 times. "
+    "So a third run helps most"
+)
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -123,6 +128,7 @@ def layout(groups: Groups) -> Layout:
         lines=lines,
         notes=[f"{symbol} {reason}" for symbol, reason in notes.items()]
         + ([f"table.csv has {', '.join(rest)} too"] if rest else [])
+        + ([_OF_TWO] if any(len(runs) == 2 for runs in groups.values()) else [])
         + _versions(groups),
         best=frozenset(_best(ours)),
     )

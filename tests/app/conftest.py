@@ -87,4 +87,5 @@ def no_hydra_of_another_test() -> Iterator[None]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A validated run of 12 steps whose best checkpoint is not its last."""
     folder = tmp_path_factory.mktemp("finished")
-    return train(folder, "trainer.max_steps=12", "trainer.val_check_interval=5", "seed=0")
+    steps = ("trainer.max_steps=12", "trainer.val_check_interval=5", "trainer.log_every_n_steps=1")
+    return train(folder, *steps, "seed=0")

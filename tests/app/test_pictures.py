@@ -9,7 +9,6 @@ import torch
 
 from dml.app import pictures
 from dml.data.dataset import Records, Source
-from dml.engine.history import History
 
 
 def built(gallery):
@@ -87,7 +86,7 @@ def test_pictures_show_the_box_that_the_network_saw(tmp_path, monkeypatch):
 def test_a_picture_that_fails_is_told_and_ends_nothing(tmp_path, caplog):
     broken = built(gallery=False)
     broken.model.test_embeddings = (torch.full((12, 1), torch.nan), broken.model.test_embeddings[1])
-    pictures.save_pictures(SimpleNamespace(loggers=[], callbacks=[]), broken, {}, {}, tmp_path)
+    pictures.save_pictures(SimpleNamespace(loggers=[]), broken, {}, {}, tmp_path)
     assert "the result is written, but retrieval.png was not drawn" in caplog.text
     assert "the result is written, but report.html was not drawn" in caplog.text
 
@@ -100,11 +99,9 @@ def test_what_a_test_leaves_and_hands_to_its_loggers(tmp_path, gallery):
         log_image=lambda key, files: handed.append((key, files)),
         log_page=lambda key, files: handed.append((key, files)),
     )
-    history = History()
-    history.curves = {"val/map": [[1, 0.5], [2, 0.75]]}
+    curves = {"val/map": [[1, 0.5], [2, 0.75]]}
     row = {"method": "nra", "data": "colours", "seed": 3, "dimension": 1}
-    trainer = SimpleNamespace(loggers=[logger], callbacks=[history])
-    pictures.save_pictures(trainer, parts, {"test/recall@1": 0.5}, row, tmp_path)
+    pictures.save_pictures(SimpleNamespace(loggers=[logger]), parts, {"test/recall@1": 0.5}, row, tmp_path, curves)
     assert handed == [
         ("test/retrieval", [str(tmp_path / "retrieval.png")]), ("test/report", [str(tmp_path / "report.html")])
     ]  # fmt: skip

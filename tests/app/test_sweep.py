@@ -48,6 +48,22 @@ def test_a_name_that_the_user_gave_stays():
     assert named("seed=0,1", folder="mine") == ("mine", [])
 
 
+def test_at_its_end_a_sweep_names_its_folder_and_the_next_command(tmp_path, capsys):
+    folder = tmp_path / "my sweep"
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": "x.BasicSweeper"}}})
+    callback = SweepNamedByCommand()
+    for said in ("", "1 run is", "2 runs are"):
+        callback.on_multirun_end(config)
+        command = f" in {folder}: python -m dml.report '{folder}'\n" if said else ""  # quoted for its space
+        assert capsys.readouterr().out == said + command
+        job = folder / str(len(said))
+        job.mkdir(parents=True)
+        (job / "metrics.json").touch()
+    config.hydra.sweeper._target_ = sweep._SEARCH
+    callback.on_multirun_end(config)
+    assert capsys.readouterr().out == ""  # the search says it
+
+
 @pytest.mark.parametrize("how", ["hydra/launcher=workers", "hydra.launcher.n_jobs=4", "hydra.sweeper.n_trials=40"])
 def test_how_a_sweep_is_run_does_not_name_it(how):
     assert named("seed=0,1", hydra=(how,))[0] == named("seed=0,1")[0]

@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from dml.report.lines import panels
 from tests.app.conftest import evaluate, train
 
 STEPS = ("trainer.max_steps=6", "trainer.val_check_interval=3", "scheduler=none")
@@ -55,6 +56,16 @@ def test_the_row_says_what_decides_the_result(finished):
     assert (row["seed"], row["steps"], row["leaked"]) == (0, 12, False)
     assert row["evaluated_step"] == finished.checkpoint("best")["global_step"] in (5, 10)  # not the last, 12
     assert torch.__version__.startswith(row["versions"]["torch"]) and "pytorch-lightning" in row["versions"]
+
+
+def test_the_curves_go_on_after_the_step_that_is_tested(finished):
+    best, last = finished.checkpoint("best"), finished.checkpoint()
+    whole = last["callbacks"]["History"]["curves"]
+    assert whole["train/loss"][-1][0] == 12 and best["callbacks"]["History"]["curves"] != whole
+    page = (finished.folder / "report.html").read_text(encoding="utf-8")
+    shown = panels(whole, best["global_step"])
+    assert len(shown) == 3 and all(line["path"] in page for panel in shown for line in panel["lines"])
+    assert page.count(f"tested: step {best['global_step']}<") == 3
 
 
 def test_the_seed_decides_the_result(tmp_path):
