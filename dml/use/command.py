@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dml.printable import printable, tolerant_output
@@ -30,6 +30,13 @@ def _whole(text: str) -> int:
     return 0 if text == "0" else _positive(text)
 
 
+def _check_there(names: Iterable[str | Path]) -> None:
+    """Refuse a file or folder that is not there, before torch is imported, which takes long; settings have a =."""
+    for name in map(str, names):
+        if name != "-" and "=" not in name and not _path(name).exists():
+            raise FileNotFoundError(errno.ENOENT, "does not exist", name)
+
+
 def _model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; the GPU by default, if there is one")
     parser.add_argument("--trust", action="store_true", help=_TRUST)
@@ -51,6 +58,7 @@ def _add_embed(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     _model_options(parser)
 
     def run(given: argparse.Namespace) -> None:
+        _check_there(given.images)
         from dml.use.data import named_images
         from dml.use.embed import embed, share_of_environment
         from dml.use.embeddings import ENDINGS
@@ -117,6 +125,7 @@ def _add_search(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
     _model_options(parser)
 
     def run(given: argparse.Namespace) -> None:
+        _check_there([given.index, *given.images])
         from dml.use.data import named_images
         from dml.use.index import Index
         from dml.use.search import search

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import sqlite3
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +98,14 @@ def test_an_index_of_another_model_is_refused(embedded, finished, tree, tmp_path
     assert "has 42 embeddings of 2 dimensions, and index.json says 42 of 64" in refused(
         "search", tmp_path / "x.index", query
     )
+
+
+def test_what_is_not_there_is_told_before_torch_is_imported(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dml.use.data", None)  # an import of it, which imports torch, is an error
+    there, missing = tmp_path / "there.jpg", tmp_path / "missing.jpg"
+    there.touch()
+    for command in (("search", missing, there), ("search", tmp_path, there, missing), ("embed", tmp_path, missing)):
+        assert refused(*command) == f"{missing}: does not exist"
 
 
 def test_mistakes_are_one_line_and_leave_nothing(embedded, tree, tmp_path):
