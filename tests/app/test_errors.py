@@ -122,7 +122,7 @@ def test_a_loader_process_that_dies_ends_the_run_at_once(tmp_path, monkeypatch, 
     given = ("data=folder", f"data.root={tree}", f"data.cache_dir={tmp_path / 'cache'}", "loader.workers=2", settings)
     with pytest.raises(CompactHydraException, match=r"^a loader process was killed or crashed.*loader\.workers"):
         train(tmp_path / "run", *batch, *given, run=as_user_error(run_train))
-    assert {file.name for file in tmp_path.glob("cache/*")} <= {".lock"}
+    assert {file.name for file in tmp_path.glob("cache/*")} <= {".lock", "CACHEDIR.TAG"}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
