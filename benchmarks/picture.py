@@ -57,7 +57,8 @@ def draw(text: str, path: Path) -> None:
         for name, (label, colour, style) in SHOWN.items():
             sizes = [m for m in sorted(found) if name in found[m] and found[m][name][i] > 0]
             values = [found[m][name][i] for m in sizes]
-            ax.plot(sizes, values, style, color=colour, marker="o", markersize=4, label=label)
+            if values:  # cases that were not run are not in the legend
+                ax.plot(sizes, values, style, color=colour, marker="o", markersize=4, label=label)
         ax.set(xscale="log", yscale="log", xlabel="embeddings in a batch", ylabel=f"{title} [{unit}]", title=title)
         ax.set_xticks(sorted(found), [f"{m:,}" for m in sorted(found)])
         ax.minorticks_off()
