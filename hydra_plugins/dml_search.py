@@ -57,7 +57,8 @@ class Search(Sweeper):
         """Search, and write what was found into optimization_results.yaml and search.png.
 
         Raises:
-            HydraException: a number is too small, nothing is searched, a range cannot be one, or no job came to an end.
+            HydraException: a number is too small, nothing is searched, a range cannot be one, no job came to an end, or
+                the folder of a job holds another run, of which the search cannot learn.
         """
         import optuna
 
@@ -76,8 +77,10 @@ class Search(Sweeper):
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.n_trials - len(folders)))]
             jobs = [[*fixed, *(f"{key}={value}" for key, value in trial.params.items())] for trial in trials]
             folders += [self._prepare(job, trial.number, study) for job, trial in zip(jobs, trials, strict=True)]
+            finished = [(folders[trial.number] / "metrics.json").is_file() for trial in trials]
             results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-            for trial, result in zip(trials, results, strict=True):
+            for trial, result, was_finished in zip(trials, results, finished, strict=True):
+                _not_refused(trial.number, result, was_finished)
                 _tell(study, trial, folders[trial.number], result)
         self._write(study)
 
@@ -118,6 +121,17 @@ class Search(Sweeper):
         )
         what = f"job {best.number}, {best.value:.4f}, {best.params}"
         log.info(f"Best of {len(trials)} trials ({others}): {what}. Files: {root}")
+
+
+def _not_refused(number: int, result: JobReturn, was_finished: bool) -> None:
+    """Stop where a job's folder holds another run. A job of several processes says so by its status alone."""
+    from dml.app.errors import OtherRunException
+
+    if result.status != JobStatus.COMPLETED and (was_finished or isinstance(result._return_value, OtherRunException)):
+        raise HydraException(
+            f"the search stops at job {number}, whose folder holds another run (what it said is above). No trial is "
+            "counted as failed, and earlier results are left as they are"
+        )
 
 
 def _tell(study: Any, trial: Any, folder: Path, result: JobReturn) -> None:

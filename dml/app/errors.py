@@ -13,6 +13,14 @@ from omegaconf import DictConfig
 from dml.printable import tolerant_output
 
 
+class OtherRunError(ValueError):
+    """A folder, or the run to go on from, is that of another run than the one asked for, and is left as it is."""
+
+
+class OtherRunException(CompactHydraException):
+    """The same, as Hydra hands it from a job to its sweeper."""
+
+
 def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Turn a user's mistake into its message: Hydra prints a CompactHydraException without our stack.
 
@@ -33,7 +41,8 @@ def as_user_error(run: Callable[[DictConfig], Any]) -> Callable[[DictConfig], An
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 # The others go on; Hydra itself tells only of the first that failed, and at the end.
                 print(f"Job {HydraConfig.get().job.num} failed: {said}", file=sys.stderr)
-            raise CompactHydraException(said) from error
+            kind = OtherRunException if isinstance(error, OtherRunError) else CompactHydraException
+            raise kind(said) from error
 
     return wrapper
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dml.app.checkpoint import read_checkpoint
+from dml.app.errors import OtherRunError
 from dml.app.keys import takes_steps
 from dml.app.schema import parameters_of
 from dml.app.search import pruned_at, validated_in
@@ -38,7 +39,7 @@ def held(folder: Path) -> Iterator[None]:
     """Keep the folder for this run; the system lets go of it however the process ends.
 
     Raises:
-        ValueError: another process runs in it.
+        OtherRunError: another process runs in it.
     """
     if getattr(rank_zero_only, "rank", 0):  # the first process of the run holds it for all
         yield
@@ -49,7 +50,7 @@ def held(folder: Path) -> Iterator[None]:
             print(f"Waiting for another process in {folder}", file=sys.stderr)
         while not taken:
             if time.monotonic() > deadline:
-                raise ValueError(
+                raise OtherRunError(
                     f"another process is running in {folder}: wait for it, or give another hydra.run.dir or "
                     "hydra.sweep.dir"
                 )
@@ -89,7 +90,8 @@ def finished_metrics(
         trained_on: reads what it would train on; asked where the data has another place than then.
 
     Raises:
-        ValueError: they come from other settings, other images or another version of our code; names the difference.
+        OtherRunError: they come from other settings, other images or another version of our code;
+            names the difference.
     """
     file = folder / "metrics.json"
     if not file.is_file():
@@ -104,7 +106,7 @@ def finished_metrics(
         if moved:
             same_images(_newest(folder), trained_on(), moved)
     if found["row"].get("code") != code:
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds a run that another version of the code finished, and it is left as it is: "
             "to run it again delete the folder, or give another hydra.run.dir or hydra.sweep.dir"
         )
@@ -126,12 +128,12 @@ def same_images(checkpoint: Path | None, now: TrainedOn, moved: Sequence[str] = 
             what it was trained on is taken, as the data module looks at the labels.
 
     Raises:
-        ValueError: they are others, or it cannot be told.
+        OtherRunError: they are others, or it cannot be told.
     """
     then = None if checkpoint is None else TrainedOn.read(read_checkpoint(checkpoint, "resume").get("trained_on"))
     if then is None:
         if moved:
-            raise ValueError(
+            raise OtherRunError(
                 f"the run was trained with other settings of {', '.join(moved)}, and no checkpoint of it says which "
                 "images these were. Give the same command as then"
             )
@@ -146,7 +148,7 @@ def same_images(checkpoint: Path | None, now: TrainedOn, moved: Sequence[str] = 
     ]
     if changed:
         where = f" ({', '.join(moved)})" if moved else ""
-        raise ValueError(
+        raise OtherRunError(
             f"data{where}: {' and '.join(changed)} are not those that this run began with (images or classes were "
             "added, taken away, renamed or found broken), so it cannot go on: begin a new run"
         )
@@ -161,7 +163,8 @@ def resume_point(cfg: DictConfig, folder: Path, code: str) -> tuple[Path | None,
         The checkpoint, and which keys say that its images have another place now: `same_images` has to hold.
 
     Raises:
-        ValueError: there is none where cfg.resume says, it cannot be read, or its run had other settings.
+        ValueError: there is none where cfg.resume says, or it cannot be read.
+        OtherRunError: its run had other settings.
     """
     path = _newest(folder)
     if path is None and cfg.resume is None:
@@ -176,7 +179,7 @@ def resume_point(cfg: DictConfig, folder: Path, code: str) -> tuple[Path | None,
     before = read_checkpoint(path, "resume")["dml_config"]
     moved = _same_settings(before, cfg, _SAME_RUN, f"{folder} holds a run that")
     if before.get("code") != code:
-        raise ValueError(
+        raise OtherRunError(
             f"{folder} holds a run that another version of the code began, and it is left as it is: to begin again "
             f"delete the folder, to go on with this code give resume={folder} and another hydra.run.dir"
         )
@@ -194,7 +197,7 @@ def same_schedule(resumed: Path, cfg: DictConfig) -> None:
     """Refuse to go on with a schedule of other steps, which are known once the data is loaded.
 
     Raises:
-        ValueError: names the key.
+        OtherRunError: names the key.
     """
     now = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(now, dict)
@@ -212,7 +215,7 @@ def _same_settings(before: Any, cfg: DictConfig, free: frozenset[str], said: str
     changed, moved = ([line for place, line in found if place is kind] for kind in (False, True))
     if changed:
         other = "leave out resume" if said.startswith("resume=") else "give another hydra.run.dir or hydra.sweep.dir"
-        raise ValueError(
+        raise OtherRunError(
             f"{said} was trained with other settings of {', '.join(changed)}. Give the same command as then, or {other}"
         )
     return moved

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,9 +10,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from dml.app.errors import OtherRunException
 from dml.app.search import validated_in, write_search
 from dml.report.runs import pruned, read_runs
-from hydra_plugins.dml_search import Search, _space, _tell
+from hydra_plugins.dml_search import Search, _not_refused, _space, _tell
 from tests.app.conftest import TRAIN, train
 from tests.app.test_processes import end, start
 
@@ -110,6 +112,22 @@ def test_a_search_maximises_the_validation_metric_and_goes_on(tmp_path):
     last = json.loads((tmp_path / "3" / "search.json").read_text())
     assert [trial["state"] for trial in last["earlier"]] == ["COMPLETE"] * 3
     assert list(last["earlier"][1]["validated"]) == ["1", "2", "3"]
+    # Finished by another version of the code: nothing is learnt of such jobs, and nothing is lost.
+    before, job = (tmp_path / "optimization_results.yaml").read_bytes(), tmp_path / "1" / "metrics.json"
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"row": row_of(tmp_path / "1") | {"code": "of-then"}}))
+    code, _, err = end(start("train.py", "-m", *TRAIN, *command, at_once[-1], pruner, "trainer.val_check_interval=1"))
+    assert code == 1 and "Job 1 failed: " in err and "another version of the code" in err
+    assert "the search stops at job 1, whose folder holds another run" in err
+    assert (tmp_path / "optimization_results.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "was_finished", "stops"),
+    [(OtherRunException("x"), False, True), (HydraException("x"), True, True), (HydraException("x"), False, False)],
+)
+def test_a_job_that_was_refused_is_no_failed_trial(error, was_finished, stops):
+    with pytest.raises(HydraException, match="search stops at job 3") if stops else nullcontext():
+        _not_refused(3, JobReturn(_return_value=error, status=JobStatus.FAILED), was_finished)
 
 
 @pytest.fixture(scope="module")
