@@ -13,6 +13,7 @@ from pytorch_lightning.strategies import SingleDeviceStrategy
 from dml.engine.callbacks import make_callbacks
 from dml.engine.stop import StopSignals
 from dml.losses.building_blocks.host import few_places
+from dml.losses.contrastive import ContrastiveLoss
 from dml.losses.hdc import HDCLoss
 from dml.losses.margin import MarginLoss
 from dml.losses.memory import CrossBatchMemory
@@ -220,10 +221,10 @@ def trainer_on(device, folder, steps, **given):
     return make_trainer(folder, steps, *callbacks, strategy=strategy, accelerator="auto", log_every_n_steps=2, **given)
 
 
-def learner():
+def learner(loss=None):
     torch.manual_seed(0)
     return make_learner(
-        loss=NRALoss(),
+        loss=loss or NRALoss(),
         evaluator=Evaluator(ks=(1,), metrics=("recall", "map")),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         monitor="val/recall@1",
@@ -254,12 +255,14 @@ class Waits(pl.Callback):
         self.waits.clear()
 
 
-def test_the_host_waits_five_times_in_a_step_that_is_logged(tmp_path):
+@pytest.mark.parametrize("losses", [{}, {"nra": NRALoss(), "triplet": TripletLoss(), "contrastive": ContrastiveLoss()}])
+def test_the_host_waits_five_times_in_a_step_that_is_logged(losses, tmp_path):
+    loss = SumLoss(losses=losses, weights=dict.fromkeys(losses, 1.0)) if losses else NRALoss()
     with pretended_device() as gpu:
         callback = Waits(gpu.waits)
         trainer = trainer_on(gpu.device, tmp_path, 6, val_check_interval=100, logger=CSVLogger(tmp_path))
         trainer.callbacks.insert(0, callback)
-        trainer.fit(learner(), make_data())
+        trainer.fit(learner(loss), make_data())
     _, _, _, plain, logged, _ = callback.steps  # what comes before the first step comes first
     assert len(plain) <= 2 and 2 < len(logged) <= 5, (plain, logged)
 

@@ -169,7 +169,7 @@ def s2sd(**options: Any) -> nn.Module:
     """S2SD around a contrastive loss; one column cannot be both embedding and features."""
     if len(options["groups"]) == 1:
         return per_group(groups=options["groups"])
-    return S2SDLoss(**{"loss": ContrastiveLoss(), "targets": (3,), **options})
+    return S2SDLoss(**{"loss": ContrastiveLoss(), "targets": (16,), **options})
 
 
 # Those of columns in groups; their oracles take the loss first.
