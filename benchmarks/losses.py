@@ -208,7 +208,8 @@ def cases(m: int, dim: int) -> dict[str, Case]:
     # The first two would take minutes; the others hold m x m numbers several times, m x m x d or more.
     limits = {"clustering": 512, "pddm": 2048, "multimodal": 512, "nra (plain)": 16384, "group": 16384}
     limits |= {f"{name} (pml)": 512 for name in ("lifted", "smooth_ap", "snr", "angular", "histogram")}
-    limits |= {f"{name} (pml)": 512 for name in ("tuplet_margin", "nt_xent")}
+    limits |= {f"{name} (pml)": 512 for name in ("tuplet_margin", "nt_xent", "calibration")}
+    limits |= {f"{name} (pml)": 2048 for name in ("margin", "fast_ap")}
     limits |= {name: 16384 for name in found if name.endswith("(pml)") and name not in limits}
     return _within(found, m, limits)
 
