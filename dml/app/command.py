@@ -18,9 +18,11 @@ from hydra.errors import CompactHydraException, HydraException, MissingConfigExc
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dml.app.errors import OtherRunException
 from dml.app.launch import one_folder
 from dml.app.paths import checkpoint_in, readable, texts_of
 from dml.app.schema import near, no_key
+from dml.app.sweep import SweepNamedByCommand
 from dml.app.unloaded import locate_unloaded
 from dml.printable import printable, tolerant_output
 
@@ -54,6 +56,7 @@ def run_command(main: Callable[[], Any], prepare: Callable[[list[str]], None] | 
     try:
         main()
     except HydraException as error:
+        SweepNamedByCommand.say_where()  # of a sweep in which a job failed
         sys.exit(f"{said(error)}\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.")
     except OSError as error:  # of Hydra, which makes the folder
         files = {Path(frame.filename) for frame in extract_tb(error.__traceback__)} - {Path(__file__)}
@@ -140,7 +143,7 @@ def _loggers(override: str) -> list[str]:
 def said(error: HydraException) -> str:
     """An error of Hydra's in one line, which names the key and what there is; one of ours as it is."""
     cause = error.__cause__
-    if type(error) is CompactHydraException:
+    if type(error) in (CompactHydraException, OtherRunException):
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")

@@ -31,10 +31,29 @@ class SweepNamedByCommand(Callback):
     An hydra.sweep.dir that the user gives stays.
     """
 
+    _folder = ""  # of the sweep of this command
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fill in hydra.sweep.dir before the sweeper reads it."""
-        if config.hydra.sweep.dir:
-            return
+        if not config.hydra.sweep.dir:
+            self._name(config)
+        if config.hydra.sweeper._target_.endswith(".BasicSweeper"):  # a search says what it found, and where
+            SweepNamedByCommand._folder = config.hydra.sweep.dir
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Say where the runs are. If a job failed Hydra raises its error instead of coming here."""
+        self.say_where()
+
+    @classmethod
+    def say_where(cls) -> None:
+        """Name the folder of the sweep, if there is one with finished runs, and what makes its table."""
+        runs = sum(1 for _ in Path(cls._folder).rglob("metrics.json")) if cls._folder else 0
+        if runs:
+            are = f"{counted(runs, 'run')} {'is' if runs == 1 else 'are'}"
+            print(f"{are} in {cls._folder}: python -m dml.report {shlex.quote(cls._folder)}")
+
+    @staticmethod
+    def _name(config: DictConfig) -> None:
         overrides = [*filter(_SWEPT.match, config.hydra.overrides.hydra), *config.hydra.overrides.task]
         command = " ".join(overrides)
         # What is swept comes first, as the name is cut. No character that an override such as ckpt_path=FILE would need
@@ -45,16 +64,6 @@ class SweepNamedByCommand(Callback):
         with read_write(config.hydra):
             config.hydra.sweep.dir = name
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{name}'")  # each job composes its config anew
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Say where the runs are and what makes their table; a search has said what it found, and where."""
-        if not config.hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return
-        folder = config.hydra.sweep.dir
-        runs = sum(1 for _ in Path(folder).rglob("metrics.json"))
-        if runs:
-            are = f"{counted(runs, 'run')} {'is' if runs == 1 else 'are'}"
-            print(f"{are} in {folder}: python -m dml.report {shlex.quote(folder)}")
 
 
 class SweepChecked(Callback):

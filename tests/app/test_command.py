@@ -5,8 +5,10 @@ import sys
 import hydra
 import pytest
 from hydra._internal import utils
+from hydra.errors import CompactHydraException
 
-from dml.app.command import arranged, checkpoint_given, run_command
+from dml.app.command import arranged, checkpoint_given, run_command, said
+from dml.app.errors import OtherRunException
 from dml.app.keys import check_early
 from dml.app.paths import quoted
 from dml.app.settings import Training
@@ -48,7 +50,7 @@ def test_flags_keep_their_values(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("seed =1", "seed is no setting: it must be KEY=VALUE"),
         ("seed= 1", "1 is no setting: it must be KEY=VALUE"),
@@ -79,6 +81,14 @@ def test_flags_keep_their_values(monkeypatch):
 def test_one_line_says_what_would_be_right(line, said):
     message = refused(*line.split())
     assert message.startswith(said) and "\n" not in message and "hydra.cc" not in message
+
+
+def test_an_error_of_ours_is_said_as_it_is():
+    for kind in (CompactHydraException, OtherRunException):
+        try:
+            raise kind("the folder holds another run") from ValueError("the folder holds another run")
+        except CompactHydraException as error:
+            assert said(error) == "the folder holds another run"
 
 
 def test_paths_as_typed(tmp_path):

@@ -27,7 +27,8 @@ def metrics_of(folder):
 
 def named(*overrides: str, folder: str = "", hydra: tuple[str, ...] = ()) -> tuple[str, list[str]]:
     given = {"task": list(overrides), "hydra": list(hydra)}
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": folder}, "overrides": given}})
+    sweeper = {"_target_": "x.BasicSweeper"}
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": folder}, "overrides": given, "sweeper": sweeper}})
     OmegaConf.set_readonly(config, True)
     callback: Callback = SweepNamedByCommand()
     callback.on_multirun_start(config)
@@ -48,10 +49,12 @@ def test_a_name_that_the_user_gave_stays():
     assert named("seed=0,1", folder="mine") == ("mine", [])
 
 
-def test_at_its_end_a_sweep_names_its_folder_and_the_next_command(tmp_path, capsys):
+def test_at_its_end_a_sweep_names_its_folder_and_the_next_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(SweepNamedByCommand, "_folder", "")
     folder = tmp_path / "my sweep"
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(folder)}, "sweeper": {"_target_": "x.BasicSweeper"}}})
     callback = SweepNamedByCommand()
+    callback.on_multirun_start(config)
     for said in ("", "1 run is", "2 runs are"):
         callback.on_multirun_end(config)
         command = f" in {folder}: python -m dml.report '{folder}'\n" if said else ""  # quoted for its space
@@ -59,7 +62,8 @@ def test_at_its_end_a_sweep_names_its_folder_and_the_next_command(tmp_path, caps
         job = folder / str(len(said))
         job.mkdir(parents=True)
         (job / "metrics.json").touch()
-    config.hydra.sweeper._target_ = sweep._SEARCH
+    SweepNamedByCommand._folder, config.hydra.sweeper._target_ = "", sweep._SEARCH
+    callback.on_multirun_start(config)
     callback.on_multirun_end(config)
     assert capsys.readouterr().out == ""  # the search says it
 
@@ -143,6 +147,7 @@ def test_workers_run_jobs_at_once_and_name_what_failed(tmp_path):
     assert out.count("not run again") == 1 and metrics_of(tmp_path / "0") == finished.metrics
     assert metrics_of(tmp_path / "2") == alone.metrics
     assert not (tmp_path / "1" / "metrics.json").exists()
+    assert out.endswith(f"3 runs are in {tmp_path}: python -m dml.report {tmp_path}\n")
 
 
 def assert_goes_on(folder, launcher):
