@@ -78,9 +78,9 @@ def test_flags_keep_their_values(monkeypatch):
         ("--config-dir=/no/where", "Additional config directory '/no/where' not found"),
     ],
 )
-def test_one_line_says_what_would_be_right(line, said):
-    message = refused(*line.split())
-    assert message.startswith(said) and "\n" not in message and "hydra.cc" not in message
+def test_one_line_says_what_would_be_right(line, message):
+    told = refused(*line.split())
+    assert told.startswith(message) and "\n" not in told and "hydra.cc" not in told
 
 
 def test_an_error_of_ours_is_said_as_it_is():
