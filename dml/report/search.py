@@ -24,9 +24,9 @@ def draw_search(trials: Sequence[Trial], path: Path) -> None:
         trials: one at least is complete.
         path: of the picture.
     """
-    keys = list(trials[0].params)
     from matplotlib.ticker import MaxNLocator
 
+    keys = list(trials[0].params)
     figure, axes = canvas(1 + len(keys))
     done = [trial for trial in trials if trial.state == "complete"]
     pruned = [trial for trial in trials if trial.state == "pruned" and trial.value is not None]

@@ -166,7 +166,10 @@ def per_group(**options: Any) -> nn.Module:
 
 
 def s2sd(**options: Any) -> nn.Module:
-    """S2SD around a contrastive loss; one column cannot be both embedding and features."""
+    """S2SD around a contrastive loss; one column cannot be both embedding and features.
+
+    Its target has 16 dimensions: thousands of embeddings in very few are near ties, as no user has them.
+    """
     if len(options["groups"]) == 1:
         return per_group(groups=options["groups"])
     return S2SDLoss(**{"loss": ContrastiveLoss(), "targets": (16,), **options})
